@@ -1,0 +1,40 @@
+# Everything a newcomer types. `make demo` sets up what it needs; `make test` is what CI runs.
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(CURDIR)/$(VENV)/bin
+export PATH := $(RUN):$(PATH)
+export ONEDNN_MAX_CPU_ISA := AVX512_CORE_BF16
+
+.PHONY: setup demo tiny test fast check clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11 setup"; exit 2; }
+	@command -v c++ >/dev/null || { echo "A C++ compiler is needed (g++ or clang++, as c++): DeepSpeed builds a small extension once"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	DS_BUILD_OPS=0 $(RUN)/pip install --quiet --disable-pip-version-check --no-deps -r constraints.txt
+	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(RUN)/python -m training.engine
+	@touch $@
+
+demo: setup
+	$(RUN)/video2lora demo
+
+tiny: setup
+	VIDEO2LORA_DATA=$${VIDEO2LORA_DATA:-data/tiny} $(RUN)/video2lora demo --recipe tiny
+
+check: setup
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/lint-imports
+	$(RUN)/mypy
+
+fast: setup
+	$(RUN)/pytest -m "not slow"
+
+test: check
+	$(RUN)/pytest
+
+clean:
+	rm -rf $(VENV) data

@@ -1,0 +1,183 @@
+"""`video2lora`: starts stages by name and turns what a user can cause into one line and an exit code.
+
+Exit codes: 0 done; 2 wrong usage; 3 bad input; 4 made from something else; 5 storage; 6 rows lost; 7 a stage failed; 130 interrupted.
+What is made is said by `--recipe`, where by the environment (VIDEO2LORA_DATA, RAY_ADDRESS, MLFLOW_TRACKING_URI, ...).
+"""
+
+import importlib
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra import demo, jobs
+from infra.config import load_recipe, load_where
+from infra.errors import BadInputError, CommandError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+tiny_app = typer.Typer(no_args_is_help=True, help="The small VLM that ships: how it is made and measured.")
+app.add_typer(tiny_app, name="tiny")
+
+RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name or a YAML file.")]
+
+
+def _run_stage(name: str, recipe: str) -> None:
+    print(jobs.stage(name).run(load_recipe(recipe), load_where()))
+
+
+@app.command()
+def clips(folder: Path, recipe: RecipeOption = "demo") -> None:
+    """Render the recipe's made world of clips into FOLDER."""
+    settings = load_recipe(recipe).world
+    if settings is None:
+        raise BadInputError(f"recipe {recipe}: world: got nothing, expected the settings of a made world")
+    print(importlib.import_module("pipeline.made_world.clips").write_clips(settings, folder))
+
+
+@app.command()
+def manifest(
+    source: str,
+    questions: Annotated[str | None, typer.Option(help="JSONL of questions; by default questions.jsonl beside a JSONL SOURCE.")] = None,
+    recipe: RecipeOption = "demo",
+) -> None:
+    """SOURCE (a folder, JSONL or Parquet of video paths; local or s3://) -> tables `videos` and `questions`."""
+    module = importlib.import_module("pipeline.manifest")
+    print(module.run(source, load_recipe(recipe), load_where(), questions=questions))
+
+
+@app.command()
+def frames(recipe: RecipeOption = "demo") -> None:
+    """Decode and sample `videos` -> `frames` (Ray Data)."""
+    _run_stage("frames", recipe)
+
+
+@app.command()
+def targets(recipe: RecipeOption = "demo") -> None:
+    """The teacher's summaries, captions and answers about `frames` -> `targets` (vLLM)."""
+    _run_stage("targets", recipe)
+
+
+@app.command()
+def examples(recipe: RecipeOption = "demo") -> None:
+    """`frames` x `targets` -> shuffled training shards `examples` (Ray Data)."""
+    _run_stage("examples", recipe)
+
+
+@app.command()
+def train(recipe: RecipeOption = "demo") -> None:
+    """`examples` -> the hypernetwork (Ray Train, DeepSpeed ZeRO)."""
+    _run_stage("train", recipe)
+
+
+@app.command()
+def answer(recipe: RecipeOption = "demo") -> None:
+    """Test questions answered by each system -> `answers`."""
+    _run_stage("answer", recipe)
+
+
+@app.command()
+def report(recipe: RecipeOption = "demo") -> None:
+    """`answers` -> table, report.json and an HTML page."""
+    _run_stage("report", recipe)
+
+
+@app.command(name="demo")
+def run_demo(recipe: RecipeOption = "demo") -> None:
+    """Made clips, and every stage in order; run again, it continues."""
+    demo.run(load_recipe(recipe), load_where())
+
+
+@app.command()
+def internalize(
+    clip: Path,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter (PEFT format).")],
+    hypernetwork: Annotated[str, typer.Option(help="A hypernetwork folder; `tiny` is the one that ships.")] = "tiny",
+) -> None:
+    """Turn CLIP into an adapter."""
+    from video2lora import api
+
+    with _user_errors():
+        adapter = api.internalize(clip, using=api.load(hypernetwork))
+        api.save_adapter(adapter, output)
+    print(f"{output}: adapter of {clip}, rank {adapter.lora.r}")
+
+
+@app.command()
+def ask(
+    adapter: Path,
+    question: str,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+) -> None:
+    """Ask the frozen VLM under the adapter in folder ADAPTER; it sees the question's text alone."""
+    from video2lora import api
+
+    with _user_errors():
+        answered = api.ask(api.load_adapter(adapter), question, max_new_tokens=max_new_tokens)
+    print(answered.text)
+
+
+@tiny_app.command(name="train")
+def tiny_train(
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder for the weights.")],
+    seed: int = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the second part; for trying things out.")] = None,
+) -> None:
+    """Train the small VLM on the made world (at most 90 minutes on 2 cores)."""
+    importlib.import_module("pipeline.tiny_vlm").run_train(output, seed=seed, answer_steps=steps)
+
+
+@tiny_app.command(name="verify")
+def tiny_verify(
+    model: Annotated[str, typer.Option(help="The model that ships, or a folder.")] = "tiny",
+    clips_: Annotated[int, typer.Option("--clips", min=1, help="Test clips to measure on.")] = 200,
+) -> None:
+    """Measure the small VLM on real test clips, with the video in context and blind."""
+    importlib.import_module("pipeline.tiny_vlm").run_verify(model, n_clips=clips_)
+
+
+class _user_errors:  # noqa: N801
+    """The method's ValueErrors are about what the user gave: one line, exit code 3."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ValueError):
+            raise BadInputError(str(error)) from error
+
+
+def main() -> None:
+    """Entry point: errors a user can cause end here as one line."""
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        known = command_error(error)
+        if known is None:
+            raise
+        print(f"error: {known}", file=sys.stderr)
+        sys.exit(known.exit_code)
+
+
+def command_error(error: BaseException | None) -> CommandError | None:
+    """The user's error behind an exception, also where Ray carried it over from a worker."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, CommandError):
+            return error
+        seen.add(id(error))
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""What and where. A recipe (YAML, strict) says what is made and holds only what differs from the paper's defaults, which stand here;
+the environment says where: data folder, MLflow, Ray, workers. There is no third kind of setting.
+
+A setting that does not exist or has the wrong type is refused with its path. Recipes that ship are named by their file's stem;
+any other is given by path. Sources of the defaults: arXiv 2606.04351 section 4.1, appendix E, and the released checkpoints.
+"""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from infra.artifacts import SYSTEMS
+from infra.errors import BadInputError
+from video2lora.video import Sampling
+
+
+class Settings(BaseModel):
+    """Strict and unchangeable: "3" is not 3, and an unknown name is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class VLMSettings(Settings):
+    """The frozen VLM: `tiny` (ships with the project), a local folder, or a hub name at a revision."""
+
+    model: str = "tiny"
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class FramesSettings(Settings):
+    """Which frames are kept, and how large. Paper 4.1: at most 12 frames, longest edge 384 px."""
+
+    sampling: Sampling = Sampling(policy="uniform", n_frames=12)
+    longest_edge_px: int = Field(default=384, ge=8)
+    jpeg_quality: int = Field(default=95, ge=1, le=100)
+    deadline_s: float = Field(default=60.0, gt=0)
+
+
+class WorldSettings(Settings):
+    """The made world of clips that the demo runs on."""
+
+    level: int = Field(default=1, ge=1, le=3)
+    seed: int = 0
+    n_train: int = Field(default=1000, ge=1)
+    n_validation: int = Field(default=40, ge=1)
+    n_test: int = Field(default=60, ge=2)
+
+
+class TeacherSettings(Settings):
+    """Who writes the targets, and how. Paper 4.1: SmolVLM2 itself, greedy, at most 64 new tokens."""
+
+    model: str = "tiny"
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    prompts: Literal["mixed", "paper"] = "mixed"
+    max_tokens: int = Field(default=64, ge=1)
+    max_model_len: int = Field(default=8192, ge=16)
+    videos_per_block: int = Field(default=64, ge=1)
+
+
+class ExamplesSettings(Settings):
+    rows_per_shard: int = Field(default=64, ge=1)
+    seed: int = 0
+
+
+class HypernetworkSettings(Settings):
+    """Sizes that do not follow from the VLM. Defaults: both released checkpoints."""
+
+    target_modules: tuple[str, ...] = ("down_proj",)
+    r: int = Field(default=16, ge=1)
+    n_latents: int = Field(default=8, ge=1)
+    n_blocks: int = Field(default=9, ge=1)
+    d_latent: int = Field(default=512, ge=1)
+    n_heads: int = Field(default=16, ge=1)
+    n_kv_heads: int = Field(default=4, ge=1)
+    d_head: int = Field(default=128, ge=1)
+    n_pre_head_blocks: int = Field(default=1, ge=0)
+    scaling: float | None = None
+    static_adapter: bool = True
+    normalise_features: bool = False
+
+
+class TrainingSettings(Settings):
+    """Paper appendix E (500M): 9,000 steps of 384 samples, AdamW, lr 1e-4, cosine to 0 after 3 % warm-up, clipped at 1.0."""
+
+    n_steps: int = Field(default=9000, ge=1)
+    videos_per_step: int = Field(default=384, ge=1)  # over all workers
+    targets_per_video: int = Field(default=1, ge=1)
+    lr: float = Field(default=1e-4, gt=0)
+    warmup: float = Field(default=0.03, ge=0, lt=1)  # share of the steps
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 42
+    checkpoint_every: int = Field(default=500, ge=1)
+    validate_every: int = Field(default=500, ge=1)
+
+
+class AnswerSettings(Settings):
+    systems: tuple[Literal["base", "ours", "other_video", "static", "blind", "caption"], ...] = SYSTEMS  # type: ignore[assignment]
+    split: Literal["train", "validation", "test"] = "test"
+    max_new_tokens: int = Field(default=64, ge=1)
+    questions_per_batch: int = Field(default=64, ge=1)
+    n_timed: int = Field(default=24, ge=0)  # questions per system whose time to first token is measured alone
+
+
+class Recipe(Settings):
+    """What is made."""
+
+    vlm: VLMSettings = VLMSettings()
+    world: WorldSettings | None = None
+    frames: FramesSettings = FramesSettings()
+    teacher: TeacherSettings = TeacherSettings()
+    examples: ExamplesSettings = ExamplesSettings()
+    hypernetwork: HypernetworkSettings = HypernetworkSettings()
+    training: TrainingSettings = TrainingSettings()
+    answer: AnswerSettings = AnswerSettings()
+
+    def section(self, *names: str) -> dict[str, Any]:
+        """The named parts as plain values: what a table's `made.json` records."""
+        return {name: self.model_dump(mode="json")[name] for name in names}
+
+
+class Where(BaseSettings):
+    """The environment, read here and nowhere else. Variables: VIDEO2LORA_DATA and so on; MLFLOW_TRACKING_URI, RAY_ADDRESS as ever.
+
+    Credentials (AWS_*, HF_TOKEN, MLflow's) are read by their own libraries and never pass through here.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="VIDEO2LORA_", frozen=True, extra="ignore")
+
+    data: str = "data"
+    mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")  # None: sqlite in the data folder
+    ray_address: str = Field(default="local", validation_alias="RAY_ADDRESS")
+    n_cpus: int | None = Field(default=None, ge=1)  # of a local Ray; None: all of the machine's
+    teacher_cpus: float = Field(default=1.0, ge=0)
+    teacher_gpus: float = Field(default=0.0, ge=0)
+    training_workers: int = Field(default=2, ge=1)
+    training_gpus: float = Field(default=0.0, ge=0)  # per worker
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """The recipe of a shipped name or of a YAML file. Raises BadInputError with the path of each setting that is wrong."""
+    file = Path(name_or_path)
+    shipped = resources.files("infra") / "recipes" / f"{name_or_path}.yaml"
+    if file.suffix not in (".yaml", ".yml") and shipped.is_file():
+        text = shipped.read_text()
+    elif file.is_file():
+        text = file.read_text()
+    else:
+        names = sorted(entry.name.removesuffix(".yaml") for entry in (resources.files("infra") / "recipes").iterdir())
+        raise BadInputError(f"recipe {name_or_path!r}: no such file, and not one of {', '.join(names)}")
+    try:
+        return Recipe.model_validate_json(_yaml_as_json(text))
+    except yaml.YAMLError as error:
+        raise BadInputError(f"recipe {name_or_path}: not YAML: {error}") from error
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']} (got {item['input']!r})" for item in error.errors()]
+        raise BadInputError(f"recipe {name_or_path}: " + "; ".join(wrong)) from error
+
+
+def _yaml_as_json(text: str) -> str:
+    """Through JSON, where strict models take lists for tuples and nothing else for anything."""
+    return json.dumps(yaml.safe_load(text) or {})
+
+
+def load_where() -> Where:
+    """The environment's settings. Raises BadInputError naming the variable."""
+    try:
+        return Where()
+    except ValidationError as error:
+        wrong = [f"{item['loc'][0]}: {item['msg']} (got {item['input']!r})" for item in error.errors()]
+        raise BadInputError("environment: " + "; ".join(wrong)) from error

@@ -1,0 +1,48 @@
+"""The whole flow in order, on one machine and in one Ray: what `video2lora demo` runs.
+
+Made clips -> manifest -> frames -> targets -> examples -> train -> answer -> report, each stage as its own command would do it,
+and the seconds of each at the end. A stage that is done says so; Ray starts only when the first stage needs it.
+"""
+
+import importlib
+import time
+
+from rich.console import Console
+from rich.table import Table as Grid
+
+from infra import jobs
+from infra.config import Recipe, Where
+from infra.errors import BadInputError
+from infra.progress import say
+
+
+def run(recipe: Recipe, where: Where) -> None:
+    """Run every stage under the data folder. Raises BadInputError if the recipe has no made world."""
+    if recipe.world is None:
+        raise BadInputError("recipe: world: got nothing, expected the settings of a made world (the demo makes its own clips)")
+    seconds: list[tuple[str, float, str]] = []
+    steps = ["clips", "manifest", *jobs.STAGES]
+    for i, name in enumerate(steps, start=1):
+        say(f"[{i}/{len(steps)}] {name}")
+        started = time.monotonic()
+        told = _step(name, recipe, where)
+        seconds.append((name, time.monotonic() - started, told))
+        say(f"    {told}")
+    _print_seconds(seconds)
+
+
+def _step(name: str, recipe: Recipe, where: Where) -> str:
+    folder = f"{where.data}/clips"
+    if name == "clips":
+        return str(importlib.import_module("pipeline.made_world.clips").write_clips(recipe.world, folder))
+    if name == "manifest":
+        return str(importlib.import_module("pipeline.manifest").run(f"{folder}/clips.jsonl", recipe, where))
+    return jobs.stage(name).run(recipe, where)
+
+
+def _print_seconds(seconds: list[tuple[str, float, str]]) -> None:
+    grid = Grid("stage", "seconds", "what there is now")
+    for name, took_s, told in seconds:
+        grid.add_row(name, f"{took_s:.1f}", told)
+    grid.add_row("all", f"{sum(took_s for _, took_s, _ in seconds):.1f}", "")
+    Console().print(grid)

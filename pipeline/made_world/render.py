@@ -1,0 +1,48 @@
+"""Scene, time -> picture. Shapes are drawn by their signed distance, so edges are smooth at any size and need no library.
+
+The frame is square in the scene's units; a clip of another shape stretches it, as a processor's squashing to a square undoes.
+Cost: about 0.2 ms for a shape of 96 x 96 px on one core.
+"""
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from pipeline.made_world.scene import BACKGROUNDS, COLOURS, SIZES, Scene
+
+
+def draw(scene: Scene, time: float, *, height_px: int, width_px: int) -> UInt8[np.ndarray, "height width 3"]:
+    """The picture at a time in [0, 1] of the clip."""
+    y, x = np.meshgrid(
+        (np.arange(height_px, dtype=np.float32) + 0.5) / height_px,
+        (np.arange(width_px, dtype=np.float32) + 0.5) / width_px,
+        indexing="ij",
+    )
+    tint = np.asarray(scene.tint, dtype=np.float32)
+    picture = np.empty((height_px, width_px, 3), dtype=np.float32)
+    picture[:] = np.asarray(BACKGROUNDS[scene.background], dtype=np.float32) + tint
+    edge = 1.0 / min(height_px, width_px)
+    for group in scene.groups:
+        colour = np.asarray(COLOURS[group.colour], dtype=np.float32) + tint
+        for centre_x, centre_y in group.centres(time):
+            distance = shape_distance(group.shape, x - np.float32(centre_x), y - np.float32(centre_y), SIZES[group.size])
+            cover = np.clip(0.5 - distance / edge, 0.0, 1.0)[..., None]
+            picture += cover * (colour - picture)
+    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+
+
+def shape_distance(
+    shape: str, x: Float[np.ndarray, "height width"], y: Float[np.ndarray, "height width"], radius: float
+) -> Float[np.ndarray, "height width"]:
+    """Signed distance to a shape's edge (negative inside), at offsets from its centre, in frame units."""
+    if shape == "circle":
+        return np.hypot(x, y) - radius
+    if shape == "square":
+        return np.maximum(np.abs(x), np.abs(y)) - 0.88 * radius
+    if shape == "triangle":  # points up; flat side at the bottom
+        return np.maximum(np.abs(x) * 0.8944 - (y + radius) * 0.4472, y - 0.8 * radius)
+    if shape == "cross":
+        arm, width = radius, 0.36 * radius
+        return np.minimum(
+            np.maximum(np.abs(x) - arm, np.abs(y) - width), np.maximum(np.abs(y) - arm, np.abs(x) - width)
+        )
+    raise ValueError(f"shape: got {shape!r}, expected circle, square, triangle or cross")

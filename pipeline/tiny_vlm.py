@@ -1,0 +1,293 @@
+"""Made world -> the small VLM that ships: `video2lora tiny train`, `video2lora tiny verify`.
+
+Reads: nothing. Writes: a folder with weights, tokenizer, processor files and `training.json`.
+Command: `video2lora tiny train -o DIR`, at most 90 minutes on 2 cores.
+
+Training draws frames straight from the renderer, at the times and sizes a clip would be sampled at, through the same resizing and
+JPEG as the `frames` stage; scenes of the train split only. `verify` measures on real H.264 test clips, decoded as any other video.
+"""
+
+import io
+import json
+import platform
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from infra.config import WorldSettings
+from infra.errors import BadInputError
+from infra.progress import counting, say
+from pipeline.made_world import clips as made_clips
+from pipeline.made_world import render, scene, texts
+from pipeline.made_world.clips import CLIP_SIZES_PX
+from video2lora import prompts
+from video2lora.scoring import exact_match
+from video2lora.tiny.build import IMAGE_SIZE_PX, PATCH_PX, build_model, build_tokenizer, save_vlm
+from video2lora.tiny.train import IGNORE, ClipBatch, FactHeads, FrameHeads, TrainConfig, teach_answers, teach_vision
+from video2lora.video import Sampling, decode
+from video2lora.vlm import FrozenVLM, load_vlm
+
+LEVEL = 1
+N_FRAMES = 4
+N_CLIPS = 24_000  # drawn once, asked about in many ways
+MINUTES_ALLOWED = 90
+JPEG_QUALITY = 95
+
+FRAME_FACTS = {
+    "colour": tuple(scene.COLOURS), "shape": scene.SHAPES, "size": tuple(scene.SIZES), "count": scene.COUNTS,
+    "background": tuple(scene.BACKGROUNDS),
+}  # fmt: skip
+CLIP_FACTS = FRAME_FACTS | {"direction": tuple(scene.DIRECTIONS)}
+
+
+@dataclass(frozen=True)
+class DrawnClips:
+    """Scenes with the frames a sampler would see. frames: uint8 [n, n_frames, px, px, 3]."""
+
+    scenes: list[scene.Scene]
+    durations_s: np.ndarray
+    frames: np.ndarray
+    facts: dict[str, np.ndarray]
+    places: np.ndarray
+    patches: np.ndarray
+    offsets: np.ndarray
+
+
+Drawn = tuple[scene.Scene, float, np.ndarray, np.ndarray, np.ndarray]
+
+
+def draw_clip(level: int, seed: int, index: int, split: str) -> Drawn:
+    """One scene, its seconds, its sampled frames [n_frames, px, px, 3] uint8, and what covers each patch."""
+    drawn = scene.draw_scene(level, seed=seed, index=index, split=split)
+    rng = np.random.default_rng([level, seed, index, 7])
+    width, height = CLIP_SIZES_PX[rng.integers(len(CLIP_SIZES_PX))]
+    times = np.linspace(0.0, 1.0 - 1.0 / rng.integers(20, 90), N_FRAMES)
+    frames = [_sampled(render.draw(drawn, time, height_px=height, width_px=width)) for time in times]
+    covered, offsets = zip(*(_patches(drawn, time) for time in times), strict=True)
+    return drawn, float(rng.uniform(1.0, 4.0)), np.stack(frames), np.stack(covered), np.stack(offsets)
+
+
+def _patches(drawn: scene.Scene, time: float) -> tuple[np.ndarray, np.ndarray]:
+    """For each patch of the model's grid: the shape that covers it (or -100), and its offset from that shape's middle."""
+    side = IMAGE_SIZE_PX // PATCH_PX
+    middles = (np.arange(side) + 0.5) / side
+    y, x = np.meshgrid(middles, middles, indexing="ij")
+    shown, offsets = np.full((side, side), IGNORE), np.zeros((side, side, 2), dtype=np.float32)
+    for group in drawn.groups:
+        for centre_x, centre_y in group.centres(time):
+            inside = np.hypot(x - centre_x, y - centre_y) < scene.SIZES[group.size] + 0.25 / side
+            shown[inside] = scene.SHAPES.index(group.shape)
+            offsets[inside] = np.stack([x - centre_x, y - centre_y], -1)[inside]
+    return shown.reshape(-1), offsets.reshape(-1, 2)
+
+
+def _sampled(picture: np.ndarray) -> np.ndarray:
+    """As the frames stage stores it and the model reads it: shrunk, JPEG, squashed to a square."""
+    image = Image.fromarray(picture)
+    image.thumbnail((IMAGE_SIZE_PX, IMAGE_SIZE_PX), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+    square = Image.open(buffer).resize((IMAGE_SIZE_PX, IMAGE_SIZE_PX), Image.Resampling.LANCZOS)
+    return np.asarray(square.convert("RGB"))
+
+
+def _draw_range(arguments: tuple[int, int, int, int, str]) -> list[Drawn]:
+    level, seed, start, stop, split = arguments
+    return [draw_clip(level, seed, index, split) for index in range(start, stop)]
+
+
+def draw_clips(level: int, *, seed: int, n: int, split: str, n_processes: int = 2) -> DrawnClips:
+    """`n` drawn clips of a split, the same for any number of processes."""
+    chunk = 250
+    jobs = [(level, seed, start, min(start + chunk, n), split) for start in range(0, n, chunk)]
+    with ProcessPoolExecutor(n_processes) as pool:
+        drawn = [clip for part in pool.map(_draw_range, jobs) for clip in part]
+    scenes = [clip[0] for clip in drawn]
+    groups = [one.groups[0] for one in scenes]
+    values = {
+        "colour": [group.colour for group in groups],
+        "shape": [group.shape for group in groups],
+        "size": [group.size for group in groups],
+        "count": [scene.COUNTS[group.count - 1] for group in groups],
+        "background": [one.background for one in scenes],
+        "direction": [group.direction for group in groups],
+    }
+    facts = {name: np.array([CLIP_FACTS[name].index(value) for value in column]) for name, column in values.items()}
+    steps = np.array([scene.DIRECTIONS[group.direction] for group in groups])
+    paths = np.array([group.path for group in groups])
+    along = (np.linspace(0, 1, N_FRAMES) - 0.5)[None, :, None] * (steps * paths[:, None])[:, None, :]
+    places = np.array([group.middle for group in groups])[:, None, :] + along - 0.5
+    durations_s, frames, patches, offsets = (np.stack([clip[k] for clip in drawn]) for k in range(1, 5))
+    return DrawnClips(scenes, durations_s, frames, facts, places, patches, offsets)
+
+
+def vision_batches(clips: DrawnClips, config: TrainConfig) -> Iterator[ClipBatch]:
+    """Clips with a single object for the first `config.single` of the steps, all clips after."""
+    single = np.flatnonzero(clips.facts["count"] == 0)
+    n_single = int(config.single * config.vision_steps)
+    yield from islice(batches(clips, n_clips=config.vision_clips, n_asked=0, seed=config.seed + 1, among=single), n_single)
+    yield from batches(clips, n_clips=config.vision_clips, n_asked=0, seed=config.seed + 2)
+
+
+def batches(clips: DrawnClips, *, n_clips: int, n_asked: int, seed: int, among: np.ndarray | None = None) -> Iterator[ClipBatch]:
+    """Endless batches: each clip with `n_asked` of its questions (half on motion), a summary or caption, and text-only prompts."""
+    rng = np.random.default_rng(seed)
+    among = np.arange(len(clips.scenes)) if among is None else among
+    while True:
+        order = rng.permutation(among)
+        for start in range(0, len(order) - n_clips + 1, n_clips):
+            chosen = order[start : start + n_clips]
+            asked, plain = [], []
+            for i in chosen:
+                all_questions = texts.questions(clips.scenes[i], rng)
+                moving = [q for q in all_questions if q.family in texts.TEMPORAL]
+                still = [q for q in all_questions if q.family not in texts.TEMPORAL]
+                n_moving = max(1, n_asked // 2) if n_asked else 0
+                picked = [moving[j] for j in rng.permutation(len(moving))[:n_moving]]
+                picked += [still[j] for j in rng.permutation(len(still))[: n_asked - len(picked)]]
+                tell = _telling(clips.scenes[i], rng)
+                asked.append([(q.question, q.answer) for q in picked] + [tell])
+                plain.append(_text_only(clips.scenes[i], all_questions, rng))
+            yield ClipBatch(
+                frames=clips.frames[chosen],
+                timestamps_s=[list(np.linspace(0, clips.durations_s[i], N_FRAMES)) for i in chosen],
+                durations_s=[float(clips.durations_s[i]) for i in chosen],
+                asked=asked,
+                texts=plain[: n_clips // 2],
+                labels={name: column[chosen] for name, column in clips.facts.items()},
+                places=clips.places[chosen],
+                patches=clips.patches[chosen],
+                offsets=clips.offsets[chosen],
+            )
+
+
+def _telling(one: scene.Scene, rng: np.random.Generator) -> tuple[str, str]:
+    """A prompt for a summary or caption, with its target. The internalization instruction asks for a summary."""
+    if rng.random() < 0.5:
+        return str(rng.choice(texts.CAPTION_PROMPTS)), texts.caption(one)
+    return str(rng.choice((*texts.SUMMARY_PROMPTS, prompts.INTERNALIZE))), texts.summary(one)
+
+
+def _text_only(one: scene.Scene, asked: list[texts.Question], rng: np.random.Generator) -> tuple[str, str, str]:
+    """A question over the summary as text, or, one time in three, over nothing."""
+    question = asked[rng.integers(len(asked))]
+    context = "" if rng.random() < 1 / 3 else texts.summary(one)
+    return context, question.question, question.answer
+
+
+def corpus(level: int) -> Iterator[str]:
+    """Every word of the made world and of the prompts, as the tokenizer will meet it: after a space and at the start."""
+    rng = np.random.default_rng(0)
+    for index in range(2000):
+        one = scene.draw_scene(level, seed=0, index=index, split="train")
+        for text in (texts.summary(one), texts.caption(one)):
+            yield from (text, f" {text}")
+        for question in texts.questions(one, rng):
+            yield from (question.question, f" {question.question}", f" {question.answer}")
+    for _ in range(50):
+        for text in (*texts.SUMMARY_PROMPTS, *texts.CAPTION_PROMPTS, prompts.INTERNALIZE):
+            yield from (text, f" {text}")
+        yield from (f" {word}" for word in "one two three four five six seven eight nine ten eleven twelve".split())
+        yield from (f"{number:02d}" for number in range(60))
+
+
+def run_train(output: Path, *, seed: int = 0, answer_steps: int | None = None) -> None:
+    """Train the small VLM and measure it. Raises BadInputError if `output` is there already."""
+    if output.exists():
+        raise BadInputError(f"{output} is there already: name a new folder")
+    started = time.monotonic()
+    torch.manual_seed(seed)
+    config = TrainConfig(seed=seed) if answer_steps is None else TrainConfig(seed=seed, answer_steps=answer_steps)
+    clips = draw_clips(LEVEL, seed=seed, n=N_CLIPS, split="train")
+    say(f"{N_CLIPS} clips drawn in {time.monotonic() - started:.0f} s")
+    tokenizer = build_tokenizer(corpus(LEVEL))
+    model = build_model(tokenizer, seed=seed)
+    width, vision_width = model.config.text_config.hidden_size, model.config.vision_config.hidden_size
+    frame_heads = FrameHeads(d_text=width, d_vision=vision_width, n_classes=_sizes(FRAME_FACTS), n_patch_classes=len(scene.SHAPES))
+    with _reporting("vision", config.vision_steps) as report:
+        teach_vision(model, frame_heads, vision_batches(clips, config), config, report=report)
+    heads = (frame_heads, FactHeads(width, _sizes(CLIP_FACTS)))
+    asked = batches(clips, n_clips=config.answer_clips, n_asked=config.n_asked, seed=config.seed + 3)
+    with _reporting("answers", config.answer_steps) as report:
+        teach_answers(model, tokenizer, heads, asked, config, report=report)
+    minutes = (time.monotonic() - started) / 60
+    save_vlm(model, tokenizer, output)
+    record = {
+        "command": f"video2lora tiny train --seed {seed}" + ("" if answer_steps is None else f" --steps {answer_steps}"),
+        "level": LEVEL,
+        "settings": asdict(config),
+        "n_clips": N_CLIPS,
+        "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "minutes": round(minutes, 1),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "scores": measure(load_vlm(str(output)), n_clips=200),
+    }
+    (output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record["scores"], indent=2))
+
+
+def run_verify(model: str, *, n_clips: int) -> None:
+    """Measure a small VLM again and print its scores. Raises BadInputError if there is no such model."""
+    try:
+        vlm = load_vlm(model)
+    except ValueError as error:
+        raise BadInputError(str(error)) from error
+    print(json.dumps(measure(vlm, n_clips=n_clips), indent=2))
+
+
+def measure(vlm: FrozenVLM, *, n_clips: int) -> dict[str, dict[str, float]]:
+    """Exact match by question family on real test clips: with the video in context, and blind."""
+    settings = WorldSettings(level=LEVEL, seed=1, n_train=1, n_validation=1, n_test=n_clips)
+    right: dict[str, dict[str, list[float]]] = {"video": defaultdict(list), "blind": defaultdict(list)}
+    with tempfile.TemporaryDirectory() as folder:
+        made_clips.write_clips(settings, Path(folder))
+        asked: dict[str, list[dict[str, object]]] = defaultdict(list)
+        for line in (Path(folder) / "questions.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            asked[row["uri"]].append(row)
+        uris = sorted(uri for uri in asked if "test" in uri)
+        with counting("measure", "clips", len(uris)) as counter:
+            for uri in uris:
+                frames = decode(f"{folder}/{uri}", Sampling(policy="uniform", n_frames=N_FRAMES), longest_edge_px=IMAGE_SIZE_PX)
+                questions = [str(row["question"]) for row in asked[uri]]
+                tokens = vlm.frame_tokens([frames]).repeat(len(questions), 1, 1)
+                seen = vlm.generate(vlm.video_batch([frames] * len(questions), questions), max_new_tokens=8, frame_tokens=tokens)
+                blind = vlm.generate(vlm.question_batch(questions), max_new_tokens=8)
+                for row, with_video, without in zip(asked[uri], seen, blind, strict=True):
+                    right["video"][str(row["style"])].append(exact_match(with_video.text, row["references"]))
+                    right["blind"][str(row["style"])].append(exact_match(without.text, row["references"]))
+                counter.advance()
+    return {system: _means(by_family) for system, by_family in right.items()}
+
+
+def _means(by_family: dict[str, list[float]]) -> dict[str, float]:
+    means = {family: round(float(np.mean(values)), 4) for family, values in by_family.items()}
+    return {"all": round(float(np.mean([value for values in by_family.values() for value in values])), 4), **means}
+
+
+def _sizes(facts: dict[str, tuple[str, ...]]) -> dict[str, int]:
+    return {name: len(values) for name, values in facts.items()}
+
+
+@contextmanager
+def _reporting(what: str, n_steps: int) -> Iterator[Callable[[int, float], None]]:
+    """Progress of one part, with its loss smoothed over about 30 steps."""
+    smooth = 0.0
+    with counting(what, "steps", n_steps) as counter:
+
+        def report(step: int, loss: float) -> None:
+            nonlocal smooth
+            smooth = loss if step == 0 else 0.97 * smooth + 0.03 * loss
+            counter.advance(note=f"loss {smooth:.3f}")
+
+        yield report

@@ -1,0 +1,1 @@
+"""Batches, loss, DeepSpeed, the training loop; answers, report, promotion."""

@@ -1,0 +1,187 @@
+"""`questions` of one split -> `answers`: every question answered by every system of the recipe.
+
+Reads    videos (for the split), questions, frames, targets (the teacher's captions, for the system `caption` alone) and the
+         hypernetwork in <data>/hypernetwork.
+Writes   answers. Rejects: question_without_video, once for a question whose video has no frames; and for a question and system
+         prompt_too_long, bad_row (its text spells an image token) and no_targets (no caption by the teacher).
+Command  video2lora answer --recipe demo
+Cost     the demo's 540 questions in 6 systems: about 40 s on 2 cores; memory grows with questions_per_batch adapters.
+
+Plain torch in this process, no Ray: one test split is small, and a time to first token measured beside other workers means nothing.
+Videos go through in a seeded shuffle; `other_video` is the next one in it, so nobody gets the own adapter and each video is
+internalized once. A block is some whole videos with all their questions and systems, and one commit: a killed run goes on with
+the same blocks, and so with the same batches.
+"""
+
+import random
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+from fsspec.implementations.local import LocalFileSystem
+
+from infra.config import Recipe, Where, load_recipe, load_where
+from infra.errors import BadInputError
+from infra.progress import counting, say
+from infra.storage import Table, read_json, reject
+
+SEED = 0  # of the order of videos, and of the questions that are timed
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole videos and their questions. `others` names, for each of them, the video whose adapter it gets in `other_video`."""
+
+    others: dict[str, str]
+    questions: tuple[Row, ...]
+
+
+def askable(questions: Sequence[Row], *, with_frames: set[str]) -> tuple[list[Row], list[Row]]:
+    """Questions whose video has frames, and a reject for each of the rest."""
+    asked = [row for row in questions if row["video_id"] in with_frames]
+    rejects = [
+        reject("answer", row["question_id"], "question_without_video", f"video {row['video_id']} has no frames")
+        for row in questions
+        if row["video_id"] not in with_frames
+    ]
+    return asked, rejects
+
+
+def blocks(questions: Sequence[Row], *, n_questions: int) -> list[Block]:
+    """Videos in a seeded shuffle, cut where at least `n_questions` questions have come together."""
+    by_video: dict[str, list[Row]] = {}
+    for question in sorted(questions, key=lambda row: row["question_id"]):
+        by_video.setdefault(question["video_id"], []).append(question)
+    videos = sorted(by_video)
+    random.Random(SEED).shuffle(videos)
+    cut, others, collected = [], {}, []
+    for video, other in zip(videos, videos[1:] + videos[:1], strict=True):
+        others[video] = other
+        collected += by_video[video]
+        if len(collected) >= n_questions:
+            cut.append(Block(others, tuple(collected)))
+            others, collected = {}, []
+    return [*cut, Block(others, tuple(collected))] if collected else cut
+
+
+def timed_questions(questions: Sequence[Row], n_timed: int) -> frozenset[str]:
+    """Ids of the questions whose time to first token is measured: a seeded sample, the same for every system."""
+    ids = sorted(row["question_id"] for row in questions)
+    return frozenset(random.Random(SEED).sample(ids, min(n_timed, len(ids))))
+
+
+def captions(targets: Sequence[Row]) -> dict[str, str]:
+    """The teacher's words for each video: its summary, which says most, else its caption."""
+    chosen: dict[str, str] = {}
+    for task in ("caption", "summary"):  # the later one wins
+        rows = sorted((row for row in targets if row["task"] == task), key=lambda row: (row["prompt_id"], row["teacher"]))
+        chosen |= {row["video_id"]: row["target"] for row in reversed(rows)}
+    return chosen
+
+
+def is_done(block: Block, done: set[str]) -> bool:
+    """A block is committed as one, so any of its keys tells. Keys are those of `answers`: question_id/system."""
+    first = block.questions[0]["question_id"] + "/"
+    return any(key.startswith(first) for key in done)
+
+
+def build(recipe: Recipe, where: Where, *, todo: Sequence[Block], timed: frozenset[str]) -> Iterator[tuple[list[Row], list[Row]]]:
+    """The flow: block -> its answers and rejects. Loads the models when the first block is asked for. Raises BadInputError."""
+    from training.systems import Systems  # torch and transformers: not needed to find that there is nothing to do
+
+    # 1. frames of one sampling, as Arrow: pictures are decoded block by block
+    rows = frames_of(recipe, where)
+    # 2. the teacher's words
+    said = captions(Table(where.data, "targets").read().to_pylist()) if "caption" in recipe.answer.systems else {}
+    # 3. models, once; 1 block -> (its questions x systems) rows
+    with local_hypernetwork(where) as folder:
+        systems = Systems(recipe, hypernetwork=folder, frames=rows, captions=said)
+    for block in todo:
+        yield systems(block, timed)
+
+
+def run(recipe: Recipe, where: Where) -> str:
+    """Answer what is not answered yet. Raises BadInputError, MadeFromOtherError, StorageError, RowsLostError."""
+    table = Table(where.data, "answers")
+    systems = recipe.answer.systems
+    if not table.begin(made_from(recipe, where)):
+        return f"answers: complete, {table.n_rows()} answers by {len(systems)} systems; nothing to do"
+    questions = questions_of(recipe, where)
+    asked, rejects = askable(questions, with_frames=set(frames_of(recipe, where)["video_id"].to_pylist()))
+    n_videos = len({row["video_id"] for row in asked})
+    if "other_video" in systems and n_videos == 1:
+        raise BadInputError("recipe: answer.systems: other_video needs two videos with questions, there is one; leave it out")
+    done = table.done_keys()
+    if fresh := [row for row in rejects if row["key"] not in done]:
+        table.commit([], fresh)
+    plan = blocks(asked, n_questions=recipe.answer.questions_per_batch)
+    todo = [block for block in plan if not is_done(block, done)]
+    if len(todo) < len(plan):
+        say(f"answer: {len(plan) - len(todo)} of {len(plan)} blocks were answered before; going on behind them")
+    if todo:
+        timed = timed_questions(asked, recipe.answer.n_timed)
+        with counting("answer", "answers", sum(len(block.questions) for block in todo) * len(systems)) as counter:
+            for rows, dropped in build(recipe, where, todo=todo, timed=timed):
+                table.commit(rows, dropped)
+                counter.advance(len(rows) + len(dropped))
+    # What was asked: every question by every system, and the questions that could not be asked at all.
+    table.complete(n_in=len(asked) * len(systems) + len(rejects))
+    return f"answers: {table.n_rows()} answers to {len(asked)} questions about {n_videos} videos, {table.n_rejects()} rejects"
+
+
+def made_from(recipe: Recipe, where: Where) -> Row:
+    """What the answers depend on. Raises BadInputError where an input is not complete."""
+    names = ["videos", "questions", "frames"] + (["targets"] if "caption" in recipe.answer.systems else [])
+    hypernetwork = read_json(f"{where.data}/hypernetwork/made.json")
+    if hypernetwork is None:
+        raise BadInputError(f"{where.data}/hypernetwork is not there or not complete: run `video2lora train` first")
+    inputs = {name: Table(where.data, name).made_from() for name in names}
+    return {"stage": "answer", **recipe.section("vlm", "answer"), "inputs": {**inputs, "hypernetwork": hypernetwork}}
+
+
+def questions_of(recipe: Recipe, where: Where) -> list[Row]:
+    """Questions of the recipe's split, with those whose video is in no split. Raises BadInputError where there is none."""
+    split = recipe.answer.split
+    splits = {row["video_id"]: row["split"] for row in Table(where.data, "videos").read(["video_id", "split"]).to_pylist()}
+    questions = Table(where.data, "questions").read().to_pylist()
+    chosen = [row for row in questions if splits.get(row["video_id"], split) == split]
+    if not chosen:
+        raise BadInputError(f"{where.data}/questions: no question about a video of split {split!r} (recipe: answer.split)")
+    return chosen
+
+
+def frames_of(recipe: Recipe, where: Where) -> pa.Table:
+    """Rows of `frames` of the recipe's sampling."""
+    frames = Table(where.data, "frames").read()
+    return frames.filter(pc.equal(frames["sampling"], recipe.frames.sampling.name))
+
+
+@contextmanager
+def local_hypernetwork(where: Where) -> Iterator[Path]:
+    """The hypernetwork's folder on this machine, fetched for the block if the data folder is in a bucket."""
+    fs, folder = fsspec.core.url_to_fs(f"{where.data}/hypernetwork")
+    if isinstance(fs, LocalFileSystem):
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory() as fetched:
+        for name in ("config.json", "hypernetwork.safetensors"):
+            fs.get_file(f"{folder}/{name}", f"{fetched}/{name}")
+        yield Path(fetched)
+
+
+def main() -> None:
+    """python -m training.answer [RECIPE]"""
+    print(run(load_recipe(sys.argv[1] if len(sys.argv) > 1 else "demo"), load_where()))
+
+
+if __name__ == "__main__":
+    main()

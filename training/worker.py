@@ -1,0 +1,235 @@
+"""What each Ray Train worker runs: its share of every step, from the last checkpoint to the last step.
+
+A step: wait for the batch, encode its videos (frozen VLM, kept features), hypernetwork + student forward and backward, update (ZeRO's
+reduction included). Rank 0 tells the driver's board about losses, and writes the checkpoints, which all workers gather together.
+"""
+
+import time
+from itertools import chain
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from jaxtyping import Float
+
+from infra.config import Recipe
+from infra.errors import BadInputError, CommandError
+from training import checkpoints
+from training.batches import Batch, HeldExamples, Share, StreamedExamples, draw, read_all
+from training.engine import Engine
+from training.loss import Encoder, TargetLoss, text_of, validate
+from video2lora.hypernetwork import Hypernetwork, HypernetworkConfig
+from video2lora.vlm import FrozenVLM, load_vlm
+
+TELL_EVERY_S = 1.0
+N_LOSSES = 100  # points of the loss curve that checkpoints keep
+VALIDATION_VIDEOS = 16  # at a time
+N_NAMED_REJECTS = 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told. `n_streamed` counts the rows of a training split too large to hold; 0: hold it."""
+
+    recipe: Recipe
+    folder: str  # of the hypernetwork; checkpoints are in it
+    made_from: dict[str, Any]
+    n_streamed: int
+    n_threads: int
+    validates: bool
+    board: Any  # handle of the Board actor
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each part of the steps."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("data", "encode", "loss", "update"), 0.0))
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[name] += time.perf_counter() - started
+
+
+class Worker:
+    """Models, data and state of one training worker, loaded once."""
+
+    def __init__(self, job: Job) -> None:
+        torch.set_num_threads(job.n_threads)
+        context = ray.train.get_context()
+        self.job, self.settings = job, job.recipe.training
+        self.rank, self.n_workers = context.get_world_rank(), context.get_world_size()
+        self.share = Share(self.rank, self.n_workers, self.settings.videos_per_step // self.n_workers)
+        self.clock, self.rejected = Clock(), dict[str, str]()
+        device = ray.train.torch.get_device()
+        self.vlm = frozen_vlm(job.recipe, device=str(device))
+        checkpoint = checkpoints.latest(f"{job.folder}/checkpoints")
+        hypernetwork, moments = checkpoints.load(checkpoint) if checkpoint else (new_hypernetwork(job.recipe, self.vlm), None)
+        hypernetwork.perceiver.checkpoint_projection = device.type == "cuda"  # there it is memory that limits the batch
+        self.student = TargetLoss(hypernetwork.to(device), self.vlm, dtype=self.settings.dtype)
+        self.engine = Engine(self.student, self.settings, videos_per_worker=self.share.per_worker)
+        self.encoder = Encoder(self.vlm)
+        self.step = checkpoint.step if checkpoint else 0
+        self.losses: list[tuple[int, float]] = checkpoint.state["losses"] if checkpoint else []
+        self.scores: list[dict[str, float]] = checkpoint.state["validation"] if checkpoint else []
+        self.validation = self.validation_batches() if job.validates else []
+        self.batches = self.batches_from_here()
+        if moments is not None:
+            batch = next(self.batches)
+            self.engine.restore(moments, step=self.step, loss=self.loss(batch))
+            self.batches = chain([batch], self.batches)
+
+    def batches_from_here(self) -> Iterator[Batch]:
+        """This worker's batches from the present step on."""
+        seed, n = self.settings.seed, self.settings.targets_per_video
+        shard = ray.train.get_dataset_shard("train")
+        if self.job.n_streamed:
+            streamed = StreamedExamples(shard, n_rows=self.job.n_streamed, seed=seed, n_targets=n, on_reject=self.reject)
+            return streamed.batches(self.share, first_step=self.step)
+        examples = list(read_all(shard, self.reject))
+        if not examples:
+            raise BadInputError(f"examples: not one training video can be decoded, the first: {next(iter(self.rejected.values()), 'none')}")
+        return HeldExamples(examples, seed=seed, n_targets=n).batches(self.share, first_step=self.step)
+
+    def validation_batches(self) -> list[Batch]:
+        """This worker's validation videos, in the same batches with the same drawn targets every time."""
+        examples = sorted(read_all(ray.train.get_dataset_shard("validation"), self.reject), key=lambda one: one.video_id)
+        mine = examples[self.rank :: self.n_workers]
+        n, seed = self.settings.targets_per_video, self.settings.seed
+        parts = [mine[i : i + VALIDATION_VIDEOS] for i in range(0, len(mine), VALIDATION_VIDEOS)]
+        return [Batch(tuple(part), tuple(draw(one, n=n, seed=seed, epoch=0) for one in part)) for part in parts]
+
+    def reject(self, row: dict[str, Any]) -> None:
+        self.rejected[row["video_id"]] = f"{row['reason']}: {row['detail']}"
+
+    def loss(self, batch: Batch) -> Float[torch.Tensor, ""]:
+        """Mean over the batch's targets, with its gradient."""
+        with self.clock.part("encode"):
+            features = self.encoder(batch.examples)
+        with self.clock.part("loss"):
+            texts, video_of_row = text_of(self.vlm, batch)
+            losses: torch.Tensor = self.engine.deepspeed(features, texts, video_of_row)
+            return losses.mean()
+
+    def train_step(self) -> tuple[float, int]:
+        """One step of all workers: this one's loss and its number of targets."""
+        with self.clock.part("data"):
+            batch = next(self.batches)
+        loss = self.loss(batch)
+        with self.clock.part("loss"):
+            self.engine.backward(loss)
+            value = float(loss.detach())
+        with self.clock.part("update"):
+            self.engine.update(self.step)
+        self.step += 1
+        return value, batch.n_targets
+
+    def validate(self) -> dict[str, float]:
+        """Mean loss and share of exact greedy answers over all workers' validation targets."""
+        self.engine.deepspeed.eval()
+        sums = torch.zeros(3, dtype=torch.float64)
+        for batch in self.validation:
+            max_new_tokens = self.job.recipe.answer.max_new_tokens
+            sums += torch.tensor(validate(self.student, self.encoder, batch, max_new_tokens=max_new_tokens), dtype=torch.float64)
+        self.engine.deepspeed.train()
+        sums = sums.float().to(self.vlm.model.device)
+        torch.distributed.all_reduce(sums)
+        loss, n_right, n = sums.tolist()
+        return {"step": self.step, "loss": loss / n, "exact_match": n_right / n, "n_targets": n}
+
+    def save(self) -> None:
+        """Gather the state on all workers; the first one writes it."""
+        weights, moments = self.engine.weights(), self.engine.moments()
+        if self.rank == 0:
+            state = {"step": self.step, "losses": self.losses, "validation": self.scores}
+            hypernetwork = with_weights(self.student.hypernetwork.config, weights)
+            metadata = self.metadata()
+            checkpoints.save(hypernetwork, moments, f"{self.job.folder}/checkpoints", state=state, metadata=metadata)
+
+    def metadata(self) -> dict[str, Any]:
+        """What the hypernetwork's config.json says about where it comes from. Losses are those of the first worker."""
+        return {
+            **self.job.recipe.section("vlm", "frames", "hypernetwork", "training"),
+            "vlm_digest": self.vlm.digest,
+            "made_from": self.job.made_from,
+            "step": self.step,
+            "losses": self.losses,
+            "validation": self.scores,
+            "n_rejected": len(self.rejected),
+            "rejected": dict(sorted(self.rejected.items())[:N_NAMED_REJECTS]),
+        }
+
+
+def work(config: dict[str, Any]) -> None:
+    """The function that Ray Train runs in every worker. `config` holds the Job."""
+    job: Job = config["job"]
+    try:
+        _train(Worker(job))
+    except CommandError as error:
+        ray.get(job.board.tell.remote({"kind": "error", "error": error}))
+        raise
+
+
+def frozen_vlm(recipe: Recipe, *, device: str) -> FrozenVLM:
+    """Raises BadInputError if the recipe's VLM is not there."""
+    try:
+        return load_vlm(recipe.vlm.model, revision=recipe.vlm.revision, dtype=recipe.vlm.dtype, device=device)
+    except ValueError as error:
+        raise BadInputError(f"recipe: {error}") from error
+
+
+def new_hypernetwork(recipe: Recipe, vlm: FrozenVLM) -> Hypernetwork:
+    """As the recipe says and as the VLM's sizes demand. Raises BadInputError if they do not fit."""
+    settings = recipe.hypernetwork.model_dump()
+    try:
+        sizes = vlm.module_sizes(settings.pop("target_modules"))
+        config = HypernetworkConfig.model_validate({**settings, "n_layers": len(vlm.layers), "d_vlm": vlm.d_vlm, "target_modules": sizes})
+    except ValueError as error:
+        raise BadInputError(f"recipe: hypernetwork: {error}") from error
+    return Hypernetwork(config, seed=recipe.training.seed)
+
+
+def with_weights(config: HypernetworkConfig, weights: dict[str, torch.Tensor]) -> Hypernetwork:
+    """A hypernetwork with the trained parameters of a TargetLoss, by their names there."""
+    with torch.device("meta"):
+        hypernetwork = Hypernetwork(config)
+    hypernetwork.load_state_dict({name.removeprefix("hypernetwork."): value for name, value in weights.items()}, assign=True)
+    return hypernetwork
+
+
+def _train(worker: Worker) -> None:
+    settings, board = worker.settings, worker.job.board if worker.rank == 0 else None
+    if board:
+        board.tell.remote({"kind": "start", "step": worker.step})
+    since_point: list[float] = []
+    per_point = max(1, settings.n_steps // N_LOSSES)
+    unsaid, said = {"losses": [], "n_targets": 0}, time.monotonic()
+    while worker.step < settings.n_steps:
+        loss, n_targets = worker.train_step()
+        is_last = worker.step == settings.n_steps
+        since_point.append(loss)
+        if worker.step % per_point == 0:
+            worker.losses.append((worker.step, round(sum(since_point) / len(since_point), 5)))
+            since_point = []
+        unsaid["losses"].append((worker.step, loss))
+        unsaid["n_targets"] += n_targets * worker.n_workers
+        if board and (is_last or time.monotonic() - said > TELL_EVERY_S):
+            board.tell.remote({"kind": "steps", **unsaid})
+            unsaid, said = {"losses": [], "n_targets": 0}, time.monotonic()
+        if worker.job.validates and (is_last or worker.step % settings.validate_every == 0):
+            worker.scores.append(worker.validate())
+            if board:
+                board.tell.remote({"kind": "validation", **worker.scores[-1]})
+        if is_last or worker.step % settings.checkpoint_every == 0:
+            worker.save()
+    if board:
+        ray.get(board.tell.remote({"kind": "end", "seconds": worker.clock.seconds, "rejected": worker.rejected}))
