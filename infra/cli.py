@@ -29,12 +29,9 @@ def _run_stage(name: str, recipe: str) -> None:
 
 
 @app.command()
-def clips(folder: Path, recipe: RecipeOption = "demo") -> None:
-    """Render the recipe's made world of clips into FOLDER."""
-    settings = load_recipe(recipe).world
-    if settings is None:
-        raise BadInputError(f"recipe {recipe}: world: got nothing, expected the settings of a made world")
-    print(importlib.import_module("pipeline.made_world.clips").write_clips(settings, folder))
+def clips(recipe: RecipeOption = "demo") -> None:
+    """Render the recipe's made world into `clips` of the data folder."""
+    _run_stage("clips", recipe)
 
 
 @app.command()

@@ -21,7 +21,7 @@ def run(recipe: Recipe, where: Where) -> None:
     if recipe.world is None:
         raise BadInputError("recipe: world: got nothing, expected the settings of a made world (the demo makes its own clips)")
     seconds: list[tuple[str, float, str]] = []
-    steps = ["clips", "manifest", *jobs.STAGES]
+    steps = ["clips", "manifest", *(name for name in jobs.STAGES if name != "clips")]
     for i, name in enumerate(steps, start=1):
         say(f"[{i}/{len(steps)}] {name}")
         started = time.monotonic()
@@ -32,11 +32,8 @@ def run(recipe: Recipe, where: Where) -> None:
 
 
 def _step(name: str, recipe: Recipe, where: Where) -> str:
-    folder = f"{where.data}/clips"
-    if name == "clips":
-        return str(importlib.import_module("pipeline.made_world.clips").write_clips(recipe.world, folder))
     if name == "manifest":
-        return str(importlib.import_module("pipeline.manifest").run(f"{folder}/clips.jsonl", recipe, where))
+        return str(importlib.import_module("pipeline.manifest").run(f"{where.data}/clips/clips.jsonl", recipe, where))
     return jobs.stage(name).run(recipe, where)
 
 

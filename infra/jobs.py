@@ -8,7 +8,8 @@ from typing import Protocol, cast
 
 from infra.config import Recipe, Where
 
-STAGES = {
+STAGES = {  # in their order; `manifest`, which takes a source besides, stands between clips and frames
+    "clips": "pipeline.made_world.clips",
     "frames": "pipeline.frames",
     "targets": "teacher.targets",
     "examples": "pipeline.examples",

@@ -178,5 +178,5 @@ def _with_interval(
     return found
 
 
-def _mean(values: Sequence[float]) -> Number:
+def _mean(values: Sequence[float | int]) -> Number:
     return fmean(values) if values else None
