@@ -13,8 +13,8 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -46,17 +46,16 @@ class Run:
         self.is_away = False
 
     def log_metrics(self, metrics: Sequence[Metric]) -> None:
-        with self._reaching():
-            from mlflow.entities import Metric as Point
+        from mlflow.entities import Metric as Point
 
-            now_ms = int(time.time() * 1000)
-            self.client.log_batch(self.run_id, metrics=[Point(name, value, now_ms, step) for name, value, step in metrics])
+        now_ms = int(time.time() * 1000)
+        points = [Point(name, value, now_ms, step) for name, value, step in metrics]
+        self._unless_away(lambda: self.client.log_batch(self.run_id, metrics=points))
 
     def log_files(self, paths: Sequence[str], *, folder: str) -> None:
         """Files of this machine as artifacts in a folder of the run."""
-        with self._reaching():
-            for path in paths:
-                self.client.log_artifact(self.run_id, path, folder)
+        for path in paths:
+            self._unless_away(partial(self.client.log_artifact, self.run_id, path, folder))
 
     def log_bytes(self, data: bytes, *, folder: str, name: str) -> None:
         with tempfile.TemporaryDirectory() as temporary:
@@ -65,15 +64,13 @@ class Run:
 
     def end(self) -> None:
         """The run is finished; a later `open_run` of the same recipe opens it again."""
-        with self._reaching():
-            self.client.set_terminated(self.run_id, "FINISHED")
+        self._unless_away(lambda: self.client.set_terminated(self.run_id, "FINISHED"))
 
-    @contextmanager
-    def _reaching(self) -> Iterator[None]:
+    def _unless_away(self, do: Callable[[], object]) -> None:
         if self.is_away:
             return
         try:
-            yield
+            do()
         except Exception as error:  # whatever MLflow, its database driver or the network raise: see the module's docstring
             self.is_away = True
             say(_away(self.address, error))

@@ -146,7 +146,7 @@ def _decode(videos: pa.Table, frames: Table, settings: FramesSettings, where: Wh
 
 def decoders_that_fit(n_cpus: float) -> int:
     """One for each core of the cluster. Raises StageFailedError for none: Ray would wait for ever."""
-    n_decoders = int(n_cpus + 1 - CPUS_PER_DECODER)
+    n_decoders = int(n_cpus) or int(n_cpus >= CPUS_PER_DECODER)
     if n_decoders < 1:
         raise StageFailedError(f"frames: the Ray cluster has {n_cpus} CPUs, expected {CPUS_PER_DECODER} at least")
     return n_decoders

@@ -188,6 +188,7 @@ def _rows_of_jsonl(source: str, data: bytes) -> list[SourceRow]:
 def _row_of_line(key: str, line: str) -> SourceRow:
     try:
         fields = json.loads(line)
+        json.dumps(fields, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text that Parquet takes
     except (ValueError, RecursionError) as error:
         return SourceRow(key, {}, problem=f"not JSON: {error}")
     if not isinstance(fields, dict):

@@ -53,10 +53,11 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt about one video, ready for the engine; `n_tokens` as the model reads it, frames included."""
+    """One prompt about one video, ready for the engine."""
 
-    token_ids: list[int]  # one image token per frame
-    n_tokens: int
+    token_ids: list[int]  # with one image token per frame, or the engine will not have it
+    n_image_ids: int
+    n_tokens: int  # as the model reads it, each image token expanded
     pictures: Pictures
 
 
@@ -97,12 +98,10 @@ class Engine:
         self.sampling = SamplingParams(temperature=0.0, max_tokens=settings.max_tokens, stop_token_ids=[end_id], detokenize=False)
 
     def request(self, pictures: Pictures, *, prefix: str, prompt: str) -> Request:
-        """`prefix` is `video_prefix` with a bare image token per frame. Raises ValueError if the prompt spells an image token."""
-        token_ids, n_frames = self._encode(prefix + prompt + prompts.ASSISTANT), len(pictures.images)
+        """`prefix` is `video_prefix` with a bare image token per frame. A prompt that spells an image token adds one."""
+        token_ids = self._encode(prefix + prompt + prompts.ASSISTANT)
         n_image_ids = token_ids.count(self.image_id)
-        if n_image_ids != n_frames:
-            raise ValueError(f"got {n_image_ids} image tokens, expected {n_frames}, one per frame")
-        return Request(token_ids, len(token_ids) + n_frames * (self.tokens_per_frame - 1), pictures)
+        return Request(token_ids, n_image_ids, len(token_ids) + n_image_ids * (self.tokens_per_frame - 1), pictures)
 
     def generate(self, requests: Sequence[Request]) -> list[Written]:
         """What the model writes, in the order of the requests. Keep a video's requests together: they share what is computed of it."""

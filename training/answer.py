@@ -30,7 +30,7 @@ from fsspec.implementations.local import LocalFileSystem
 from infra.config import Recipe, Where, load_recipe, load_where
 from infra.errors import BadInputError
 from infra.progress import counting, say
-from infra.storage import Table, read_json, reject
+from infra.storage import Table, reject
 
 SEED = 0  # of the order of videos, and of the questions that are timed
 
@@ -141,11 +141,8 @@ def run(recipe: Recipe, where: Where) -> str:
 def made_from(recipe: Recipe, where: Where) -> Row:
     """What the answers depend on. Raises BadInputError where an input is not complete."""
     names = ["videos", "questions", "frames"] + (["targets"] if "caption" in recipe.answer.systems else [])
-    hypernetwork = read_json(f"{where.data}/hypernetwork/made.json")
-    if hypernetwork is None:
-        raise BadInputError(f"{where.data}/hypernetwork is not there or not complete: run `video2lora train` first")
-    inputs = {name: Table(where.data, name).made_from() for name in names}
-    return {"stage": "answer", **recipe.section("vlm", "answer"), "inputs": {**inputs, "hypernetwork": hypernetwork}}
+    inputs = {name: Table(where.data, name).made_from() for name in (*names, "hypernetwork")}
+    return {"stage": "answer", **recipe.section("vlm", "answer"), "inputs": inputs}
 
 
 def questions_of(recipe: Recipe, where: Where) -> list[Row]:

@@ -60,9 +60,7 @@ class TargetLoss(nn.Module):
         self.hypernetwork = hypernetwork
         self.vlm, self.dtype = vlm, getattr(torch, dtype)
 
-    def forward(
-        self, features: Features, batch: TextBatch, video_of_row: Int[Tensor, " n_targets"]
-    ) -> Float[Tensor, " n_targets"]:
+    def forward(self, features: Features, batch: TextBatch, video_of_row: Int[Tensor, " n_targets"]) -> Float[Tensor, " n_targets"]:
         """Loss of each target. `video_of_row` says whose adapter each row of the batch gets."""
         device = features.hidden.device.type
         with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):

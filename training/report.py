@@ -104,7 +104,7 @@ def attach(recipe: Recipe, where: Where, files: dict[str, bytes]) -> None:
         paths = [Path(folder) / name for name in files]
         for path in paths:
             path.write_bytes(files[path.name])
-        log_artifacts(where, recipe, paths)
+        log_artifacts(where, recipe, [str(path) for path in paths])
 
 
 def kv_bytes_per_token(recipe: Recipe) -> int:
@@ -132,12 +132,15 @@ def print_tables(numbers: dict[str, Any]) -> None:
     console = Console()
     console = Console(width=max(console.width, NARROWEST))
     counts = numbers["counts"]
-    systems = Grid(title=f"{counts['questions']} questions about {counts['videos']} clips never trained on", title_justify="left")
+    systems = Grid(
+        title=f"{counts['questions']} questions about {counts['videos']} clips of split {numbers['recipe']['answer']['split']}",
+        title_justify="left",
+    )
     for heading in ("system", "exact match", "token F1", "input tokens", "visual", "first token ms", "kept per video"):
         systems.add_column(heading, justify="left" if heading in ("system", "kept per video") else "right")
     for system, row in numbers["systems"].items():
         ttft_ms = None if row["ttft_s"] is None else 1000 * row["ttft_s"]
-        kept = ", ".join(f"{form} {_size(n_bytes)}" for form, n_bytes in numbers["kept_bytes_per_video"][system].items())
+        kept = "\n".join(f"{form} {_size(n_bytes)}" for form, n_bytes in numbers["kept_bytes_per_video"][system].items())
         costs = (_text(row["n_input_tokens"], 1), _text(row["n_visual_tokens"], 1), _text(ttft_ms, 1))
         systems.add_row(system, _text(row["exact_match"]), _text(row["token_f1"]), *costs, kept)
     console.print(systems)

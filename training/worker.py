@@ -5,10 +5,10 @@ reduction included). Rank 0 tells the driver's board about losses, and writes th
 """
 
 import time
-from itertools import chain
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import ray

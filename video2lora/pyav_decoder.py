@@ -161,7 +161,14 @@ def _packets(container: InputContainer, stream: VideoStream) -> "Iterator[av.Pac
 def _seek_frames(
     container: InputContainer, stream: VideoStream, scan: _Scan, chosen: list[int]
 ) -> Iterator[VideoFrame | None]:
-    """One frame for each chosen pts (ascending), None and the end for one that is not found."""
+    """One frame for each chosen pts (ascending), None and the end for one that is not found.
+
+    Decoding begins with the file's first packet even where no frame of its GOP is chosen: it may say which x264 made
+    the video, and libavcodec decodes 4:4:4 of old versions differently (wrong pictures after a seek without it).
+    """
+    container.seek(int(scan.key_dts[0]), stream=stream, backward=True)
+    for packet in itertools.islice(_packets(container, stream), 1):
+        _decoded(stream, packet)
     decoder: Iterator[VideoFrame] = iter(())
     decoder_gop = -1
     for pts in chosen:

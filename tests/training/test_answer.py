@@ -49,10 +49,14 @@ def fill(data: str, name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def question(number: int, video_id: str, wording: str) -> dict[str, Any]:
-    style = ("colour", "direction")[number % 2]
     return {
-        "question_id": f"q{number:02d}", "video_id": video_id, "benchmark": "toy", "style": style, "question": wording, "references": ["red"],
-    }  # fmt: skip
+        "question_id": f"q{number:02d}",
+        "video_id": video_id,
+        "benchmark": "toy",
+        "style": ("colour", "direction")[number % 2],
+        "question": wording,
+        "references": ["red"],
+    }
 
 
 def write_inputs(data: str) -> None:
@@ -268,7 +272,7 @@ def test_the_second_run_returns_without_torch(recipe: Recipe, where: Where, tmp_
 def test_other_settings_and_missing_inputs_are_refused(recipe: Recipe, where: Where, vlm_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(MadeFromOtherError, match=r"answer\.n_timed: there 5, here 6"):
         answer.run(a_recipe(vlm_folder, n_timed=6), where)
-    with pytest.raises(BadInputError, match="video2lora train"):
+    with pytest.raises(BadInputError, match="not there or not complete"):
         answer.run(recipe, Where(data=str(tmp_path / "nothing")))
 
 

@@ -1,5 +1,7 @@
 """The report's numbers against figures worked out by hand, and a page that stays inert whatever the texts say."""
 
+import base64
+import hashlib
 import io
 import json
 import random
@@ -21,12 +23,13 @@ from video2lora.video import Sampling
 
 SYSTEMS = ("base", "ours", "blind", "caption")
 HOSTILE = "</td></table><script>alert('1')</script>\"><img src=x onerror=\"alert(2)\"> & 'quoted'"
+SCRIPT = '<script>alert("9")</script>'
 FAMILIES = ("colour", 'direction" onmouseover="alert(3)')
 REFERENCES = {"a1": ["red"], "a2": ["left"], "a3": ["blue", HOSTILE], "b1": ["red"], "b2": ["right"]}
 ANSWERS = {
     "base": {"a1": "red", "a2": "left", "a3": "green", "b1": "red", "b2": "right"},
     "ours": {"a1": "red", "a2": "to the left", "a3": "Blue", "b1": "The Red!", "b2": "left"},
-    "blind": {"a1": "red", "a2": "up", "a3": HOSTILE.replace("1", "9"), "b1": "", "b2": "left"},
+    "blind": {"a1": "red", "a2": "up", "a3": SCRIPT, "b1": "", "b2": "left"},
     "caption": {"a1": "red", "a2": "up", "a3": "red"},  # the teacher wrote none about video b
 }
 TTFT_S = {("base", "a1"): 0.2, ("base", "a2"): 0.4, ("ours", "a1"): 0.1}
@@ -234,6 +237,7 @@ class Page(HTMLParser):
         self.texts: list[str] = []
         self.open: list[str] = []
         self.scripts: list[str] = []
+        self.style = ""
         self.feed(html)
         self.close()
 
@@ -249,7 +253,10 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        (self.scripts if self.open and self.open[-1] == "script" else self.texts).append(data)
+        if self.open[-1:] == ["style"]:
+            self.style += data
+        else:
+            (self.scripts if self.open[-1:] == ["script"] else self.texts).append(data)
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +272,7 @@ def test_hostile_texts_are_inert(page: Page) -> None:
         assert tag != "img" or attributes["src"].startswith("data:image/jpeg;base64,")
     text = "".join(page.texts)
     assert text.count(f"What? {HOSTILE}") == 5
-    assert HOSTILE.replace("1", "9") in text and FAMILIES[1] in text and "<b>a" in text
+    assert SCRIPT in text and FAMILIES[1] in text and "<b>a" in text
 
 
 def test_the_page_needs_no_network_and_says_right_and_wrong_in_words(page: Page) -> None:
@@ -276,6 +283,8 @@ def test_the_page_needs_no_network_and_says_right_and_wrong_in_words(page: Page)
     assert "default-src 'none'" in policy and "unsafe" not in policy
     cells = [a["class"] for tag, a in page.elements if tag == "td" and a.get("class") in ("right", "wrong")]
     assert (cells.count("right"), cells.count("wrong")) == (4 + 3 + 1 + 1, 1 + 2 + 4 + 2)
+    for content in ("".join(page.scripts), page.style):  # byte for byte, or the browser would refuse them
+        assert f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'" in policy
     text = "".join(page.texts)
     assert (text.count("✓ right"), text.count("✗ wrong")) == (9, 9)
     for tag, attributes in page.elements:
@@ -310,6 +319,12 @@ def test_the_second_run_makes_nothing_and_a_killed_one_is_finished(
     (folder / "report.html").unlink()
     assert "nothing to do" not in report.run(recipe, where)
     assert (folder / "report.html").is_file() and Table(where.data, "report").is_complete()
+
+
+def test_the_files_are_attached_to_the_mlflow_run(where: Where) -> None:
+    attached = {path.name: path.read_bytes() for path in Path(where.data, "mlartifacts").rglob("report.*")}
+    assert attached.keys() == {"report.json", "report.html"}
+    assert json.loads(attached["report.json"]) == numbers(where)
 
 
 def test_other_inputs_and_none_are_refused(recipe: Recipe, where: Where, tmp_path: Path) -> None:

@@ -1,0 +1,309 @@
+"""`frames` x prompts -> `targets`: what the teacher writes about each video, and what it could not, in rejects.
+
+Reads: `frames`; the splits of `videos`; `questions`, where the recipe's prompts ask them. Writes: `targets`, and to rejects
+bad_row (its text spells an image token), prompt_too_long, empty_target, unfinished_target (cut off at max_tokens) and teacher_error
+(frames that cannot be read).
+Command: `video2lora targets`. Cost: 15 s of a core to start an engine; then, for the small VLM and 4 frames, 3 ms per prompt, of which 2
+are vLLM's handling of a request, 1 the model, and 0.2 our frames and tokens.
+
+One row in is one prompt, known before any engine starts, so a run with nothing to do starts none. A video's prompts stay together, in
+one block of one engine, which encodes it once. Prompts are measured before they are sent: a bad one is a reject and never ends a run.
+"""
+
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from infra.artifacts import QUESTIONS, TARGETS
+from infra.config import Recipe, TeacherSettings, Where, load_recipe, load_where
+from infra.errors import BadInputError, StageFailedError
+from infra.progress import counting, say
+from infra.storage import Table, read_json, reject
+from teacher.engine import Engine, Model, Request, Written, find_model, max_model_len, pictures
+from teacher.prompts import PROMPT_SETS, QUESTION, Prompt, PromptSet, prompts_of
+from video2lora import prompts
+
+if TYPE_CHECKING:
+    import ray
+    import ray.data
+
+STAGE = "targets"
+FRAME_COLUMNS = ["video_id", "sampling", "jpegs", "timestamps_s", "duration_s"]
+PROMPTS_PER_ENGINE = 3000  # below this, one more engine takes longer to start than it saves (measured on a CPU)
+
+Row = dict[str, Any]
+PromptsByVideo = Mapping[str, Sequence[Prompt]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every engine of a run is told."""
+
+    model: Model
+    settings: TeacherSettings
+    sampling: str
+    n_frames: int  # the most that a video has
+    gpu: bool
+
+    @property
+    def teacher(self) -> str:
+        return teacher_name(self.model, self.settings)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a prompt may have, frames included."""
+        return max_model_len(self.model, self.settings) - self.settings.max_tokens
+
+
+def target_key(video_id: str, prompt: Prompt, teacher: str) -> str:
+    """The key of a row or reject, as `Table.done_keys` has it."""
+    return f"{video_id}/{prompt.prompt_id}/{teacher}"
+
+
+def teacher_name(model: Model, settings: TeacherSettings) -> str:
+    """The column `teacher`: whose words these are, down to weights and dtype."""
+    return f"{model.identity}+{settings.dtype}"
+
+
+def prompts_by_video(video_ids: Sequence[str], videos: pa.Table, questions: pa.Table, prompt_set: PromptSet) -> dict[str, list[Prompt]]:
+    """Every prompt of every video that has frames: the rows that come in."""
+    splits = dict(zip(videos["video_id"].to_pylist(), videos["split"].to_pylist(), strict=True))
+    own: dict[str, list[Prompt]] = {}
+    for row in questions.to_pylist():
+        own.setdefault(row["video_id"], []).append(Prompt(row["question_id"], QUESTION, row["question"]))
+    return {
+        video_id: prompts_of(video_id, split=splits[video_id], questions=own.get(video_id, ()), prompt_set=prompt_set)
+        for video_id in video_ids
+    }
+
+
+def without_done(asked: PromptsByVideo, done: set[str], teacher: str) -> dict[str, list[Prompt]]:
+    """What is left to ask; videos with nothing left are gone."""
+    left = {video_id: [one for one in of_video if target_key(video_id, one, teacher) not in done] for video_id, of_video in asked.items()}
+    return {video_id: of_video for video_id, of_video in left.items() if of_video}
+
+
+def video_prefix(row: Row) -> str:
+    """All that precedes a prompt about these frames, with a bare image token for each."""
+    return prompts.video_prefix(row["timestamps_s"], row["duration_s"], placeholder=prompts.IMAGE)
+
+
+def refused_prompt(request: Request, *, longest: int) -> tuple[str, str] | None:
+    """Reason and detail of the reject for a prompt the engine would not take; `longest` in tokens."""
+    n_frames = len(request.pictures.images)
+    if request.n_image_ids != n_frames:  # the tokenizer reads `<image>` in a text as the token
+        return "bad_row", f"got {request.n_image_ids} image tokens, expected {n_frames}, one per frame"
+    if request.n_tokens > longest:
+        return "prompt_too_long", f"got {request.n_tokens} tokens, expected at most {longest} (teacher.max_model_len)"
+    return None
+
+
+def refused_text(written: Written) -> tuple[str, str] | None:
+    """Reason and detail of the reject for a text that is no target."""
+    if written.finish_reason != "stop":
+        return "unfinished_target", f"{written.finish_reason} after {written.n_tokens} tokens: {written.text}"
+    if not written.text:
+        return "empty_target", f"no text in {written.n_tokens} tokens"
+    return None
+
+
+def target_row(video_id: str, prompt: Prompt, written: Written, teacher: str) -> Row:
+    """A row of `targets`."""
+    return {
+        "video_id": video_id,
+        "prompt_id": prompt.prompt_id,
+        "teacher": teacher,
+        "task": prompt.task,
+        "prompt": prompt.prompt,
+        "target": written.text,
+        "n_tokens": written.n_tokens,
+        "finish_reason": written.finish_reason,
+    }
+
+
+class WriteTargets:
+    """Holds an engine, which takes seconds to start."""
+
+    def __init__(self, plan: Plan, left: "ray.ObjectRef") -> None:
+        import ray
+
+        self.plan = plan
+        self.left: PromptsByVideo = ray.get(left)
+        self.engine = Engine(plan.model, plan.settings, n_frames=plan.n_frames, gpu=plan.gpu)
+
+    def __call__(self, frames: pa.Table) -> pa.Table:
+        """Rows of `frames` -> outcomes, one per prompt of each."""
+        from infra.flow import outcomes  # brings Ray
+
+        asked: list[tuple[str, Prompt, Request]] = []
+        rows: list[Row] = []
+        rejects: list[Row] = []
+        for video in frames.to_pylist():
+            able, refused = self.requests(video)
+            asked += able
+            rejects += refused
+        written = self.engine.generate([request for _, _, request in asked]) if asked else []
+        for (video_id, prompt, _), one in zip(asked, written, strict=True):
+            why = refused_text(one)
+            if why is None:
+                rows.append(target_row(video_id, prompt, one, self.plan.teacher))
+            else:
+                rejects.append(self.reject(video_id, prompt, why))
+        return outcomes(TARGETS, rows, rejects)
+
+    def requests(self, video: Row) -> tuple[list[tuple[str, Prompt, Request]], list[Row]]:
+        """What can be asked about a video, and a reject for each prompt that cannot."""
+        video_id = video["video_id"]
+        able: list[tuple[str, Prompt, Request]] = []
+        rejects: list[Row] = []
+        try:
+            seen = pictures(video["jpegs"], size_px=self.plan.model.image_size_px)
+        except Exception as error:  # Pillow raises many kinds for a damaged JPEG
+            return [], [self.reject(video_id, one, ("teacher_error", f"frames: {error!r}")) for one in self.left[video_id]]
+        for prompt in self.left[video_id]:
+            request = self.engine.request(seen, prefix=video_prefix(video), prompt=prompt.prompt)
+            why = refused_prompt(request, longest=self.plan.longest)
+            if why is None:
+                able.append((video_id, prompt, request))
+            else:
+                rejects.append(self.reject(video_id, prompt, why))
+        return able, rejects
+
+    def reject(self, video_id: str, prompt: Prompt, why: tuple[str, str]) -> Row:
+        return reject(STAGE, target_key(video_id, prompt, self.plan.teacher), *why)
+
+
+def build(ds: "ray.data.Dataset", left: "ray.ObjectRef", plan: Plan, *, where: Where, n_engines: int) -> "ray.data.Dataset":
+    """Rows of `frames` -> blocks of outcomes."""
+    import ray.data
+
+    # 1. frames -> frames of videos with something to ask, n to at most n. No core of their own: reading waits for the disk, and engines
+    #    may hold every core there is.
+    ds = ds.map_batches(
+        _asked_about, fn_kwargs={"left": left, "sampling": plan.sampling}, batch_size=None, batch_format="pyarrow", num_cpus=0
+    )
+    # 2. frames -> outcomes, a row for each prompt. An engine per GPU; else one per `teacher_cpus` cores: half of the work is Python on
+    #    one thread, so two engines of a core each do more than one on two.
+    return ds.map_batches(
+        WriteTargets,
+        fn_constructor_args=(plan, left),
+        batch_size=plan.settings.videos_per_block,
+        batch_format="pyarrow",
+        num_cpus=where.teacher_cpus,
+        num_gpus=where.teacher_gpus,
+        compute=ray.data.ActorPoolStrategy(size=n_engines),
+        runtime_env={"env_vars": engine_environment(plan, where)},
+    )
+
+
+def run(recipe: Recipe, where: Where) -> str:
+    """Raises BadInputError, MadeFromOtherError, StorageError, RowsLostError, StageFailedError."""
+    frames, videos, questions, targets = (Table(where.data, name) for name in ("frames", "videos", "questions", "targets"))
+    prompt_set, model = PROMPT_SETS[recipe.teacher.prompts], find_model(recipe.teacher)
+    with_questions = prompt_set.asks_questions and read_json(f"{questions.folder}/made.json") is not None
+    inputs = {"frames": frames.made_from()} | ({"questions": questions.made_from()} if with_questions else {})
+    teacher = teacher_name(model, recipe.teacher)
+    made_from = {"stage": STAGE, **recipe.section("teacher"), "weights": teacher, "prompts": prompt_set.version, "inputs": inputs}
+    if not targets.begin(made_from):
+        say(f"targets: {targets.folder} is complete, nothing to do")
+        return summary(targets)
+    seen = frames.read(["video_id", "sampling", "timestamps_s"])
+    seen = seen.filter(pc.equal(seen["sampling"], recipe.frames.sampling.name))
+    asked_questions = questions.read() if with_questions else QUESTIONS.schema.empty_table()
+    asked = prompts_by_video(seen["video_id"].to_pylist(), videos.read(["video_id", "split"]), asked_questions, prompt_set)
+    left = without_done(asked, targets.done_keys(), teacher)
+    if left:
+        n_frames = pc.max(pc.list_value_length(seen["timestamps_s"])).as_py()
+        plan = Plan(model, recipe.teacher, sampling=recipe.frames.sampling.name, n_frames=n_frames, gpu=where.teacher_gpus > 0)
+        _write(frames, left, plan, targets=targets, where=where)
+    targets.complete(n_in=sum(map(len, asked.values())))
+    return summary(targets)
+
+
+def main() -> None:
+    print(run(load_recipe(sys.argv[1]), load_where()))
+
+
+def summary(targets: Table) -> str:
+    """Rows, tokens, and rejects by reason."""
+    reasons = Counter(targets.read_rejects()["reason"].to_pylist())
+    rejected = ", ".join(f"{reason} {n}" for reason, n in sorted(reasons.items()))
+    return f"targets: {targets.n_rows()} rows of {_n_tokens(targets)} tokens, {reasons.total()} rejects" + (
+        f" ({rejected})" if rejected else ""
+    )
+
+
+def _write(frames: Table, left: PromptsByVideo, plan: Plan, *, targets: Table, where: Where) -> None:
+    import ray  # here, so that a run with nothing to do starts in a second
+
+    from infra.cluster import cluster
+    from infra.flow import write_outcomes
+
+    check_room(plan)
+    n_prompts, n_tokens, started = sum(map(len, left.values())), _n_tokens(targets), time.monotonic()
+    with cluster(where), counting(STAGE, "prompts", n_prompts) as counter:
+        n_engines = min(math.ceil(n_prompts / PROMPTS_PER_ENGINE), engines_that_fit(ray.cluster_resources(), where))
+        say(f"targets: {n_prompts} prompts about {len(left)} videos; starting {n_engines} vLLM engine(s) with {plan.teacher}")
+        try:
+            ds = ray.data.read_parquet(frames.shards(), columns=FRAME_COLUMNS, ray_remote_args={"num_cpus": 0})
+            write_outcomes(build(ds, ray.put(left), plan, where=where, n_engines=n_engines), targets, counter)
+        except ray.exceptions.RayError as error:
+            last_line = str(error).strip().splitlines()[-1]
+            raise StageFailedError(f"targets: {last_line}; run the same command again, it continues") from error
+    written, seconds = _n_tokens(targets) - n_tokens, time.monotonic() - started
+    say(f"targets: {written} tokens in {seconds:.1f} s, {written / seconds:.1f}/s, start of Ray and engines included")
+
+
+def check_room(plan: Plan) -> None:
+    """Says where the model has fewer positions than the recipe asks for. Raises BadInputError where frames alone fill the context."""
+    if plan.model.max_positions < plan.settings.max_model_len:
+        say(f"targets: teacher.max_model_len: got {plan.settings.max_model_len}, taking the model's own {plan.model.max_positions}")
+    n_needed = plan.n_frames * plan.model.n_image_tokens
+    if n_needed > plan.longest:
+        raise BadInputError(
+            f"recipe: teacher.max_model_len: {plan.n_frames} frames are {n_needed} tokens, and {plan.longest} is all that "
+            f"max_model_len and max_tokens leave; take fewer frames or a larger max_model_len"
+        )
+
+
+def engine_environment(plan: Plan, where: Where) -> dict[str, str]:
+    """What vLLM reads from its process's environment."""
+    variables = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}  # on a CPU a warning per request is 5 % of the time
+    if plan.model.revision is None:
+        variables["HF_HUB_OFFLINE"] = "1"
+    if not plan.gpu:
+        # In this process: starts in 15 s; with a process of its own, vLLM takes 150. One thread per core that Ray gave.
+        variables |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(max(1, round(where.teacher_cpus)))}
+    return variables
+
+
+def engines_that_fit(resources: Mapping[str, float], where: Where) -> int:
+    """How many engines the cluster has room for. Raises StageFailedError for none: Ray would wait for ever."""
+    wanted = {"CPU": where.teacher_cpus, "GPU": where.teacher_gpus}
+    fit = [int(resources.get(name, 0.0) / n) for name, n in wanted.items() if n > 0]
+    if min(fit, default=1) < 1:
+        raise StageFailedError(f"targets: an engine asks for {wanted} and the Ray cluster has {dict(resources)}; see VIDEO2LORA_TEACHER_*")
+    return min(fit, default=1)
+
+
+def _n_tokens(targets: Table) -> int:
+    return pc.sum(targets.read(["n_tokens"])["n_tokens"]).as_py() or 0
+
+
+def _asked_about(frames: pa.Table, *, left: "ray.ObjectRef", sampling: str) -> pa.Table:
+    import ray
+
+    known = ray.get(left)
+    asked = [video_id in known for video_id in frames["video_id"].to_pylist()]
+    return frames.filter(pc.and_(pc.equal(frames["sampling"], sampling), pa.array(asked, pa.bool_())))
+
+
+if __name__ == "__main__":
+    main()
