@@ -144,7 +144,7 @@ def reject(stage: str, key: str, reason: str, detail: str = "") -> dict[str, Any
     return {"stage": stage, "key": key, "reason": reason, "detail": detail[:500]}
 
 
-def read_json(path: str) -> Any | None:
+def read_json(path: str) -> Any:
     """The file's value, or None where there is no file. Raises StorageError if it is unreadable: never a reason to start over."""
     fs, inner = _filesystem(path)
     try:

@@ -22,7 +22,7 @@ from infra.config import Recipe, Where, load_recipe, load_where
 from infra.errors import StageFailedError
 from infra.progress import counting, say
 from infra.storage import Table, reject
-from pipeline.summary import summary
+from pipeline.stage import failing, summary
 
 if TYPE_CHECKING:
     import ray
@@ -105,22 +105,19 @@ def main() -> None:
 
 def _write(frames: Table, lookup: pa.Table, examples: Table, *, where: Where, rows_per_shard: int) -> None:
     """Shards are committed in order, so what a killed run left undone begins at a shard's edge."""
-    import ray  # here, so that a run with nothing to do starts in a second
+    import ray.data  # here, so that a run with nothing to do starts in a second
 
     from infra.cluster import cluster
 
-    with cluster(where), counting(STAGE, "videos", len(lookup)) as counter:
+    with cluster(where), failing(STAGE), counting(STAGE, "videos", len(lookup)) as counter:
         if ray.cluster_resources().get("CPU", 0.0) < 1:
             raise StageFailedError("examples: the Ray cluster has less than 1 CPU")
-        try:
-            ds = build(ray.data.read_parquet(frames.shards(), columns=FRAME_COLUMNS), ray.put(lookup))
-            for batch in ds.iter_batches(batch_size=rows_per_shard, batch_format="pyarrow"):
-                shard = cast(pa.Table, batch)
-                rows = shard.select(EXAMPLES.schema.names).to_pylist()
-                examples.commit(rows, [], place=shard["place"][0].as_py() // rows_per_shard)
-                counter.advance(len(rows))
-        except ray.exceptions.RayError as error:
-            raise StageFailedError(f"examples: {error}; run the same command again, it continues") from error
+        ds = build(ray.data.read_parquet(frames.shards(), columns=FRAME_COLUMNS), ray.put(lookup))
+        for batch in ds.iter_batches(batch_size=rows_per_shard, batch_format="pyarrow"):
+            shard = cast(pa.Table, batch)
+            rows = shard.select(EXAMPLES.schema.names).to_pylist()
+            examples.commit(rows, [], place=shard["place"][0].as_py() // rows_per_shard)
+            counter.advance(len(rows))
 
 
 def _attach(frames: pa.Table, *, lookup: "ray.ObjectRef") -> pa.Table:

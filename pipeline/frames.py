@@ -21,7 +21,7 @@ from infra.errors import StageFailedError
 from infra.progress import counting, say
 from infra.storage import Table, reject
 from pipeline.sources import local_copy
-from pipeline.summary import summary
+from pipeline.stage import failing, summary
 from video2lora.decode_process import DeadlineDecoder
 from video2lora.video import Frames, VideoDecodeError
 
@@ -130,18 +130,15 @@ def main() -> None:
 
 
 def _decode(videos: pa.Table, frames: Table, settings: FramesSettings, where: Where) -> None:
-    import ray  # here, so that a run with nothing to do starts in a second
+    import ray.data  # here, so that a run with nothing to do starts in a second
 
     from infra.cluster import cluster
     from infra.flow import write_outcomes
 
     blocks = [videos.slice(start, VIDEOS_PER_BLOCK) for start in range(0, len(videos), VIDEOS_PER_BLOCK)]
-    with cluster(where), counting(STAGE, "clips", len(videos)) as counter:
+    with cluster(where), failing(STAGE), counting(STAGE, "clips", len(videos)) as counter:
         n_decoders = min(len(blocks), decoders_that_fit(ray.cluster_resources().get("CPU", 0.0)))
-        try:
-            write_outcomes(build(ray.data.from_arrow(blocks), settings, n_decoders=n_decoders), frames, counter)
-        except ray.exceptions.RayError as error:
-            raise StageFailedError(f"frames: {error}; run the same command again, it continues") from error
+        write_outcomes(build(ray.data.from_arrow(blocks), settings, n_decoders=n_decoders), frames, counter)
 
 
 def decoders_that_fit(n_cpus: float) -> int:

@@ -27,7 +27,7 @@ from infra.config import Recipe, Where, load_recipe, load_where
 from infra.progress import counting, say
 from infra.storage import Table, digest, reject
 from pipeline.sources import S3, Source, SourceRow, beside, content_hash, read_jsonl, read_source, resolve
-from pipeline.summary import summary
+from pipeline.stage import summary
 from video2lora.video import VideoDecodeError, probe
 
 STAGE = "manifest"

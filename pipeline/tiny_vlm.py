@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,8 +128,15 @@ def draw_clips(level: int, *, seed: int, n: int, split: str, n_processes: int = 
     paths = np.array([group.path for group in groups])
     along = (np.linspace(0, 1, N_FRAMES) - 0.5)[None, :, None] * (steps * paths[:, None])[:, None, :]
     places = np.array([group.middle for group in groups])[:, None, :] + along - 0.5
-    durations_s, frames, patches, offsets = (np.stack([clip[k] for clip in drawn]) for k in range(1, 5))
-    return DrawnClips(scenes, durations_s, frames, facts, places, patches, offsets)
+    return DrawnClips(
+        scenes=scenes,
+        durations_s=np.array([clip[1] for clip in drawn]),
+        frames=np.stack([clip[2] for clip in drawn]),
+        facts=facts,
+        places=places,
+        patches=np.stack([clip[3] for clip in drawn]),
+        offsets=np.stack([clip[4] for clip in drawn]),
+    )
 
 
 def vision_batches(clips: DrawnClips, config: TrainConfig) -> Iterator[ClipBatch]:
@@ -251,7 +259,7 @@ def measure(vlm: FrozenVLM, *, n_clips: int) -> dict[str, dict[str, float]]:
     right: dict[str, dict[str, list[float]]] = {"video": defaultdict(list), "blind": defaultdict(list)}
     with tempfile.TemporaryDirectory() as folder:
         made_clips.write_clips(settings, Path(folder))
-        asked: dict[str, list[dict[str, object]]] = defaultdict(list)
+        asked: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for line in (Path(folder) / "questions.jsonl").read_text().splitlines():
             row = json.loads(line)
             asked[row["uri"]].append(row)

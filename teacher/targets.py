@@ -203,25 +203,37 @@ def build(ds: "ray.data.Dataset", left: "ray.ObjectRef", plan: Plan, *, where: W
     )
 
 
+def made_from(recipe: Recipe, where: Where, model: Model) -> dict[str, Any]:
+    """What the table is made from. Raises BadInputError if an input is not complete."""
+    prompt_set = PROMPT_SETS[recipe.teacher.prompts]
+    frames, questions = Table(where.data, "frames"), Table(where.data, "questions")
+    inputs = {"frames": frames.made_from()}
+    if prompt_set.asks_questions and read_json(f"{questions.folder}/made.json") is not None:  # a folder of clips may have none
+        inputs["questions"] = questions.made_from()
+    weights = teacher_name(model, recipe.teacher)
+    return {"stage": STAGE, **recipe.section("teacher"), "weights": weights, "prompts": prompt_set.version, "inputs": inputs}
+
+
 def run(recipe: Recipe, where: Where) -> str:
     """Raises BadInputError, MadeFromOtherError, StorageError, RowsLostError, StageFailedError."""
     frames, videos, questions, targets = (Table(where.data, name) for name in ("frames", "videos", "questions", "targets"))
-    prompt_set, model = PROMPT_SETS[recipe.teacher.prompts], find_model(recipe.teacher)
-    with_questions = prompt_set.asks_questions and read_json(f"{questions.folder}/made.json") is not None
-    inputs = {"frames": frames.made_from()} | ({"questions": questions.made_from()} if with_questions else {})
-    teacher = teacher_name(model, recipe.teacher)
-    made_from = {"stage": STAGE, **recipe.section("teacher"), "weights": teacher, "prompts": prompt_set.version, "inputs": inputs}
-    if not targets.begin(made_from):
+    model, sampling = find_model(recipe.teacher), recipe.frames.sampling.name
+    made = made_from(recipe, where, model)
+    if not targets.begin(made):
         say(f"targets: {targets.folder} is complete, nothing to do")
         return summary(targets)
     seen = frames.read(["video_id", "sampling", "timestamps_s"])
-    seen = seen.filter(pc.equal(seen["sampling"], recipe.frames.sampling.name))
-    asked_questions = questions.read() if with_questions else QUESTIONS.schema.empty_table()
-    asked = prompts_by_video(seen["video_id"].to_pylist(), videos.read(["video_id", "split"]), asked_questions, prompt_set)
-    left = without_done(asked, targets.done_keys(), teacher)
+    seen = seen.filter(pc.equal(seen["sampling"], sampling))
+    asked = prompts_by_video(
+        seen["video_id"].to_pylist(),
+        videos.read(["video_id", "split"]),
+        questions.read() if "questions" in made["inputs"] else QUESTIONS.schema.empty_table(),
+        PROMPT_SETS[recipe.teacher.prompts],
+    )
+    left = without_done(asked, targets.done_keys(), teacher_name(model, recipe.teacher))
     if left:
         n_frames = pc.max(pc.list_value_length(seen["timestamps_s"])).as_py()
-        plan = Plan(model, recipe.teacher, sampling=recipe.frames.sampling.name, n_frames=n_frames, gpu=where.teacher_gpus > 0)
+        plan = Plan(model, recipe.teacher, sampling=sampling, n_frames=n_frames, gpu=where.teacher_gpus > 0)
         _write(frames, left, plan, targets=targets, where=where)
     targets.complete(n_in=sum(map(len, asked.values())))
     return summary(targets)
@@ -234,10 +246,8 @@ def main() -> None:
 def summary(targets: Table) -> str:
     """Rows, tokens, and rejects by reason."""
     reasons = Counter(targets.read_rejects()["reason"].to_pylist())
-    rejected = ", ".join(f"{reason} {n}" for reason, n in sorted(reasons.items()))
-    return f"targets: {targets.n_rows()} rows of {_n_tokens(targets)} tokens, {reasons.total()} rejects" + (
-        f" ({rejected})" if rejected else ""
-    )
+    rejected = "".join(f", {reason} {n}" for reason, n in sorted(reasons.items()))
+    return f"targets: {targets.n_rows()} rows of {_n_tokens(targets)} tokens, {reasons.total()} rejects{rejected}"
 
 
 def _write(frames: Table, left: PromptsByVideo, plan: Plan, *, targets: Table, where: Where) -> None:

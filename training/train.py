@@ -125,7 +125,7 @@ def build(
     from training.worker import Job, work
 
     n_cpus, n_threads = _shares(where)
-    datasets = {"train": batches.build(shards, "train", seed=recipe.training.seed)}
+    datasets: dict[str, Any] = {"train": batches.build(shards, "train", seed=recipe.training.seed)}
     if planned.n_validation:
         datasets["validation"] = batches.build(shards, "validation", seed=recipe.training.seed)
     job = Job(
@@ -148,7 +148,7 @@ def build(
         scaling_config=ray.train.ScalingConfig(
             num_workers=where.training_workers, use_gpu=where.training_gpus > 0, resources_per_worker=resources
         ),
-        run_config=ray.train.RunConfig(
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # its stub is that of Ray Train 1
             name=f"train-{int(time.time())}",  # a new one for each attempt: what is kept lies in checkpoints, not in Ray's own state
             storage_path=f"{where.data}/runs",
             failure_config=ray.train.FailureConfig(max_failures=MAX_RESTARTS),
@@ -176,7 +176,7 @@ def publish(checkpoint: checkpoints.Checkpoint, output: Table, recipe: Recipe, w
 
 def summary(output: Table) -> str:
     """The published network in a line."""
-    metadata = read_json(f"{output.folder}/config.json")["metadata"]
+    metadata: dict[str, Any] = (read_json(f"{output.folder}/config.json") or {})["metadata"]
     told = f"{metadata['step']} steps"
     if metadata["losses"]:
         told += f", loss {metadata['losses'][-1][1]:.3f}"

@@ -4,6 +4,7 @@ A step: wait for the batch, encode its videos (frozen VLM, kept features), hyper
 reduction included). Rank 0 tells the driver's board about losses, and writes the checkpoints, which all workers gather together.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,9 +48,9 @@ class Job:
 
 @dataclass
 class Clock:
-    """Seconds spent in each part of the steps."""
+    """Seconds spent in each part of the training: in steps and between them."""
 
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("data", "encode", "loss", "update"), 0.0))
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -57,7 +58,7 @@ class Clock:
         yield
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.seconds[name] += time.perf_counter() - started
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
 class Worker:
@@ -80,7 +81,9 @@ class Worker:
         self.encoder = Encoder(self.vlm)
         self.step = checkpoint.step if checkpoint else 0
         self.losses: list[tuple[int, float]] = checkpoint.state["losses"] if checkpoint else []
+        self.since_point: list[float] = []  # losses since the curve's last point
         self.scores: list[dict[str, float]] = checkpoint.state["validation"] if checkpoint else []
+        self.n_counted = 0  # of the validation batches
         self.validation = self.validation_batches() if job.validates else []
         self.batches = self.batches_from_here()
         if moments is not None:
@@ -106,6 +109,9 @@ class Worker:
         mine = examples[self.rank :: self.n_workers]
         n, seed = self.settings.targets_per_video, self.settings.seed
         parts = [mine[i : i + VALIDATION_VIDEOS] for i in range(0, len(mine), VALIDATION_VIDEOS)]
+        self.n_counted = len(parts)
+        n_rounds = math.ceil(len(examples[:: self.n_workers]) / VALIDATION_VIDEOS)
+        parts += [examples[:1]] * (n_rounds - len(parts))  # ZeRO 3 gathers parameters, so all workers must do as many
         return [Batch(tuple(part), tuple(draw(one, n=n, seed=seed, epoch=0) for one in part)) for part in parts]
 
     def reject(self, row: dict[str, Any]) -> None:
@@ -131,29 +137,32 @@ class Worker:
         with self.clock.part("update"):
             self.engine.update(self.step)
         self.step += 1
+        self.since_point.append(value)
+        if self.step % max(1, self.settings.n_steps // N_LOSSES) == 0:
+            self.losses.append((self.step, round(sum(self.since_point) / len(self.since_point), 5)))
+            self.since_point = []
         return value, batch.n_targets
 
     def validate(self) -> dict[str, float]:
         """Mean loss and share of exact greedy answers over all workers' validation targets."""
-        self.engine.deepspeed.eval()
-        sums = torch.zeros(3, dtype=torch.float64)
-        for batch in self.validation:
-            max_new_tokens = self.job.recipe.answer.max_new_tokens
-            sums += torch.tensor(validate(self.student, self.encoder, batch, max_new_tokens=max_new_tokens), dtype=torch.float64)
-        self.engine.deepspeed.train()
-        sums = sums.float().to(self.vlm.model.device)
-        torch.distributed.all_reduce(sums)
+        sums = torch.zeros(3, device=self.vlm.model.device)
+        with self.clock.part("validation"):
+            for i, batch in enumerate(self.validation):
+                found = validate(self.student, self.encoder, batch, max_new_tokens=self.job.recipe.answer.max_new_tokens)
+                sums += torch.tensor(found, device=sums.device) * (i < self.n_counted)
+            torch.distributed.all_reduce(sums)
         loss, n_right, n = sums.tolist()
-        return {"step": self.step, "loss": loss / n, "exact_match": n_right / n, "n_targets": n}
+        self.scores.append({"step": self.step, "loss": loss / n, "exact_match": n_right / n, "n_targets": n})
+        return self.scores[-1]
 
     def save(self) -> None:
         """Gather the state on all workers; the first one writes it."""
-        weights, moments = self.engine.weights(), self.engine.moments()
-        if self.rank == 0:
-            state = {"step": self.step, "losses": self.losses, "validation": self.scores}
-            hypernetwork = with_weights(self.student.hypernetwork.config, weights)
-            metadata = self.metadata()
-            checkpoints.save(hypernetwork, moments, f"{self.job.folder}/checkpoints", state=state, metadata=metadata)
+        with self.clock.part("checkpoint"):
+            weights, moments = self.engine.weights(), self.engine.moments()
+            if self.rank == 0:
+                state = {"step": self.step, "losses": self.losses, "validation": self.scores}
+                hypernetwork = with_weights(self.student.hypernetwork.config, weights)
+                checkpoints.save(hypernetwork, moments, f"{self.job.folder}/checkpoints", state=state, metadata=self.metadata())
 
     def metadata(self) -> dict[str, Any]:
         """What the hypernetwork's config.json says about where it comes from. Losses are those of the first worker."""
@@ -206,30 +215,36 @@ def with_weights(config: HypernetworkConfig, weights: dict[str, torch.Tensor]) -
     return hypernetwork
 
 
+class Teller:
+    """Tells the board about the steps, about once a second. Workers but the first have no board: nothing is told twice."""
+
+    def __init__(self, board: Any | None) -> None:
+        self.board = board
+        self.losses: list[tuple[int, float]] = []
+        self.n_targets, self.told = 0, time.monotonic()
+
+    def tell(self, kind: str, **content: Any) -> None:
+        if self.board is not None:
+            self.board.tell.remote({"kind": kind, **content})
+
+    def step(self, step: int, loss: float, *, n_targets: int, is_last: bool) -> None:
+        self.losses.append((step, loss))
+        self.n_targets += n_targets
+        if is_last or time.monotonic() - self.told > TELL_EVERY_S:
+            self.tell("steps", losses=self.losses, n_targets=self.n_targets)
+            self.losses, self.n_targets, self.told = [], 0, time.monotonic()
+
+
 def _train(worker: Worker) -> None:
-    settings, board = worker.settings, worker.job.board if worker.rank == 0 else None
-    if board:
-        board.tell.remote({"kind": "start", "step": worker.step})
-    since_point: list[float] = []
-    per_point = max(1, settings.n_steps // N_LOSSES)
-    unsaid, said = {"losses": [], "n_targets": 0}, time.monotonic()
+    """All steps that are left, with validation and checkpoints between them."""
+    settings, teller = worker.settings, Teller(worker.job.board if worker.rank == 0 else None)
+    teller.tell("start", step=worker.step)
     while worker.step < settings.n_steps:
         loss, n_targets = worker.train_step()
         is_last = worker.step == settings.n_steps
-        since_point.append(loss)
-        if worker.step % per_point == 0:
-            worker.losses.append((worker.step, round(sum(since_point) / len(since_point), 5)))
-            since_point = []
-        unsaid["losses"].append((worker.step, loss))
-        unsaid["n_targets"] += n_targets * worker.n_workers
-        if board and (is_last or time.monotonic() - said > TELL_EVERY_S):
-            board.tell.remote({"kind": "steps", **unsaid})
-            unsaid, said = {"losses": [], "n_targets": 0}, time.monotonic()
+        teller.step(worker.step, loss, n_targets=n_targets * worker.n_workers, is_last=is_last)
         if worker.job.validates and (is_last or worker.step % settings.validate_every == 0):
-            worker.scores.append(worker.validate())
-            if board:
-                board.tell.remote({"kind": "validation", **worker.scores[-1]})
+            teller.tell("validation", **worker.validate())
         if is_last or worker.step % settings.checkpoint_every == 0:
             worker.save()
-    if board:
-        ray.get(board.tell.remote({"kind": "end", "seconds": worker.clock.seconds, "rejected": worker.rejected}))
+    teller.tell("end", seconds=worker.clock.seconds, rejected=worker.rejected)

@@ -111,10 +111,10 @@ def test_rows_that_are_not_what_they_should_be_become_rejects(tmp_path: Path) ->
     write_clip(tmp_path / "a.mp4", regular(3))
     (tmp_path / "copy.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
     rows = [
-        '{"uri": "a.mp4"}', '{"split": "test"}', '{"uri": ""}', '{"uri": null}', '{"uri": "copy.mp4"}', '{"uri": "copy.mp4", "split": "test"}',
-        '{"uri": "a.mp4", "split": "dev"}', '{"uri": 7}', '{"uri": "a.mp4", "start_s": "1"}', '{"uri": "a.mp4", "start_s": 2, "end_s": 1}',
-        '{"uri": "a.mp4", "end_s": NaN}', "{", "[1]", '{"uri": "../a.mp4"}', '{"uri": "http://127.0.0.1:1/a.mp4"}', '{"uri": "\\ud800.mp4"}', "",
-        '{"uri": "b.mp4"}',
+        '{"uri": "a.mp4"}', '{"split": "test"}', '{"uri": ""}', '{"uri": null}', '{"uri": "copy.mp4"}',
+        '{"uri": "copy.mp4", "split": "test"}', '{"uri": "a.mp4", "split": "dev"}', '{"uri": 7}', '{"uri": "a.mp4", "start_s": "1"}',
+        '{"uri": "a.mp4", "start_s": 2, "end_s": 1}', '{"uri": "a.mp4", "end_s": NaN}', "{", "[1]", '{"uri": "../a.mp4"}',
+        '{"uri": "http://127.0.0.1:1/a.mp4"}', '{"uri": "\\ud800.mp4"}', "", '{"uri": "b.mp4"}',
     ]  # fmt: skip
     (tmp_path / "list.jsonl").write_text("\n".join(rows))
     line = run_manifest(tmp_path / "list.jsonl", tmp_path / "data")
@@ -131,13 +131,14 @@ def test_questions_that_fit_no_video_become_rejects(tmp_path: Path) -> None:
     write_clip(tmp_path / "a.mp4", regular(3))
     (tmp_path / "zero.mp4").touch()
     good = {"uri": "a.mp4", "question": "What?", "references": ["that"]}
-    others = [good | {"uri": "b.mp4"}, good | {"uri": "zero.mp4"}, good | {"end_s": 1.0}, good, good | {"references": []}, good | {"references": "that"},
-              good | {"question": ""}, {"uri": "a.mp4"}, {"question": "What?", "references": ["that"]}]  # fmt: skip
+    others = [
+        good | {"uri": "b.mp4"}, good | {"uri": "zero.mp4"}, good | {"end_s": 1.0}, good, good | {"references": []},
+        good | {"references": "that"}, good | {"question": ""}, {"uri": "a.mp4"}, {"question": "What?", "references": ["that"]},
+    ]  # fmt: skip
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [good, *others]))
     line = run_manifest(tmp_path, tmp_path / "data", tmp_path / "asked.jsonl")
     assert line == (
-        "videos: 1 rows, 1 rejects (empty_file 1); "
-        "questions: 1 rows, 9 rejects (bad_row 5, duplicate 1, question_without_video 3)"
+        "videos: 1 rows, 1 rejects (empty_file 1); questions: 1 rows, 9 rejects (bad_row 5, duplicate 1, question_without_video 3)"
     )
 
 

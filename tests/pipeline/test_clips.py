@@ -65,7 +65,9 @@ def test_b_frames_are_really_in_the_file() -> None:
 
 
 def test_the_books_beside_the_clips(world: Path) -> None:
-    rows = {name: [json.loads(line) for line in (world / f"{name}.jsonl").read_text().splitlines()] for name in ("clips", "questions", "truth")}
+    rows = {
+        name: [json.loads(line) for line in (world / f"{name}.jsonl").read_text().splitlines()] for name in ("clips", "questions", "truth")
+    }
     uris = [row["uri"] for row in rows["clips"]]
     assert len(uris) == len(set(uris)) == 8 and all((world / uri).is_file() for uri in uris)
     assert [row["split"] for row in rows["clips"]] == ["train"] * 5 + ["validation"] + ["test"] * 2

@@ -21,9 +21,7 @@ def test_the_same_numbers_give_the_same_scene(scenes: list[scene.Scene]) -> None
 
 def test_splits_share_no_scene(scenes: list[scene.Scene]) -> None:
     train = {one.key for one in scenes}
-    validation, test = (
-        {scene.draw_scene(1, seed=0, index=i, split=split).key for i in range(300)} for split in ("validation", "test")
-    )
+    validation, test = ({scene.draw_scene(1, seed=0, index=i, split=split).key for i in range(300)} for split in ("validation", "test"))
     assert not train & validation and not train & test and not validation & test
 
 

@@ -111,7 +111,9 @@ def test_a_killed_run_goes_on_behind_what_is_committed(folder: Path, tmp_path: P
 
 def test_questions_beside_the_list_find_their_videos(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "list").mkdir()
-    source = write_jsonl(tmp_path / "list/clips.jsonl", [{"uri": str(folder / "four.mp4")}, {"uri": str(folder / "four.mp4"), "end_s": 0.1}])
+    source = write_jsonl(
+        tmp_path / "list/clips.jsonl", [{"uri": str(folder / "four.mp4")}, {"uri": str(folder / "four.mp4"), "end_s": 0.1}]
+    )
     asked = {"uri": str(folder / "four.mp4"), "question": "How many frames?", "references": ["four", "4"]}
     rows = [asked | {"style": "count", "benchmark": "frames"}, asked, asked | {"end_s": 0.1}]
     write_jsonl(tmp_path / "list/questions.jsonl", rows)
