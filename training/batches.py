@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from PIL import Image
 
 from infra.artifacts import EXAMPLES
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 HELD_BYTES = 1 << 30  # decoded pictures a worker holds; beyond that they stream. Ours: leaves 2 GiB workers their model
 SHUFFLED_BATCHES = 8  # of a streamed epoch, the batches whose rows are mixed; the shards are shuffled when they are made
 DECODE_CPUS = 0.25  # a fraction, so that decoding finds room beside training workers on a machine of 2 cores (ray#44687)
-COLUMNS = ["video_id", "jpegs", "timestamps_s", "duration_s", "targets"]
+COLUMNS = ["video_id", "split", "jpegs", "timestamps_s", "duration_s", "targets"]
 DECODED = pa.schema(
     [
         EXAMPLES.schema.field("video_id"),
@@ -123,15 +122,11 @@ def draw(one: Example, *, n: int, seed: int, epoch: int) -> tuple[Target, ...]:
 def build(shards: list[str], split: str, *, seed: int) -> "ray.data.Dataset":
     """Shards of `examples` -> decoded rows of one split, in another order of shards at every execution."""
     import ray.data
+    from ray.data.expressions import col
 
-    # 1. shard -> rows of the split. The filter is applied while reading, so other splits' pictures are never loaded.
-    ds = ray.data.read_parquet(
-        shards,
-        columns=COLUMNS,
-        filter=pc.field("split") == split,
-        shuffle=ray.data.FileShuffleConfig(seed=seed),
-        num_cpus=DECODE_CPUS,
-    )
+    # 1. shard -> rows of the split. Ray Data applies the filter while reading, so other splits' pictures are never loaded.
+    ds = ray.data.read_parquet(shards, columns=COLUMNS, shuffle=ray.data.FileShuffleConfig(seed=seed), num_cpus=DECODE_CPUS)
+    ds = ds.filter(expr=col("split") == split, num_cpus=DECODE_CPUS)
     # 2. JPEG -> uint8, n rows to n rows; fused with the read. One task decodes about 2,000 pictures of 384 px in 10 s.
     return ds.map_batches(decode_block, batch_size=64, batch_format="pyarrow", num_cpus=DECODE_CPUS)
 

@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from training.measures import Scored
+from training.measures import Scored, size_text
 
 SEED = 0
 MAX_CLIPS = 60
@@ -161,17 +161,6 @@ def render(numbers: Mapping[str, Any], clips: Sequence[Clip]) -> str:
         style_hash=_hash(style),
         script_hash=_hash(script),
     )
-
-
-def size_text(n_bytes: float | None) -> str:
-    """Bytes as people read them: 1 kB is 1,000 bytes."""
-    if n_bytes is None:
-        return "–"
-    for unit in ("B", "kB", "MB"):
-        if n_bytes < 999.5:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.3g} GB"
 
 
 def _hash(text: str) -> str:

@@ -143,7 +143,7 @@ def kept_bytes(
     own = {one.video_id for one in scored}
     means = by_system(scored, ("base", "blind"))
     with_video, without = means["base"]["n_input_tokens"], means["blind"]["n_input_tokens"]
-    adapter = {"adapter fp32": float(4 * n_factors), "adapter fp16": float(2 * n_factors)}
+    adapter: dict[str, Number] = {"adapter fp32": float(4 * n_factors), "adapter fp16": float(2 * n_factors)}
     return {
         "base": {
             "frames JPEG": _mean([sum(map(len, row["jpegs"])) for row in frames if row["video_id"] in own]),
@@ -155,6 +155,17 @@ def kept_bytes(
         "blind": {"nothing": 0.0},
         "caption": {"text": _mean([len(text.encode()) for video_id, text in captions.items() if video_id in own])},
     }
+
+
+def size_text(n_bytes: float | None) -> str:
+    """Bytes as people read them: 1 kB is 1,000 bytes."""
+    if n_bytes is None:
+        return "–"
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 999.5:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} GB"
 
 
 def _with_interval(

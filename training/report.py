@@ -23,6 +23,7 @@ from rich.table import Table as Grid
 from infra.config import Recipe, Where, load_recipe, load_where
 from infra.errors import BadInputError
 from infra.storage import Table, all_rejects, read_json, write_new
+from training import measures
 from training.answer import captions, frames_of
 
 FILES = ("report.json", "report.html")
@@ -31,7 +32,7 @@ NARROWEST = 110  # columns of a terminal that the table needs
 
 def build(recipe: Recipe, where: Where, made_from: dict[str, Any]) -> dict[str, bytes]:
     """The report's files by name. Raises BadInputError where there is no answer to report."""
-    from training import gallery, measures  # numpy, jinja2, pictures: not needed to find that there is nothing to do
+    from training import gallery  # jinja2 and pictures: not needed to find that there is nothing to do
 
     # 1. rows
     answers = Table(where.data, "answers").read().to_pylist()
@@ -140,7 +141,7 @@ def print_tables(numbers: dict[str, Any]) -> None:
         systems.add_column(heading, justify="left" if heading in ("system", "kept per video") else "right")
     for system, row in numbers["systems"].items():
         ttft_ms = None if row["ttft_s"] is None else 1000 * row["ttft_s"]
-        kept = "\n".join(f"{form} {_size(n_bytes)}" for form, n_bytes in numbers["kept_bytes_per_video"][system].items())
+        kept = "\n".join(f"{form} {measures.size_text(n_bytes)}" for form, n_bytes in numbers["kept_bytes_per_video"][system].items())
         costs = (_text(row["n_input_tokens"], 1), _text(row["n_visual_tokens"], 1), _text(ttft_ms, 1))
         systems.add_row(system, _text(row["exact_match"]), _text(row["token_f1"]), *costs, kept)
     console.print(systems)
@@ -158,10 +159,6 @@ def print_tables(numbers: dict[str, Any]) -> None:
 
 def _text(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _size(n_bytes: float | None) -> str:
-    return "–" if n_bytes is None else f"{n_bytes / 1000:,.1f} kB"
 
 
 def main() -> None:

@@ -145,7 +145,7 @@ class Systems:
     def _times(self, questions: Sequence[Row], block: Block, answered: Sequence[Row]) -> dict[tuple[str, str], float]:
         """Seconds to the first token by (question_id, system), each alone; one round before that warms up and is thrown away."""
         able = {(row["question_id"], row["system"]) for row in answered}
-        times = {}
+        times: dict[tuple[str, str], float] = {}
         for question in [*questions[:1], *questions]:  # systems take turns, so that a busy moment hits all of them
             for system in self.settings.systems:
                 if (question["question_id"], system) in able:

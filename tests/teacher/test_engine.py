@@ -58,7 +58,7 @@ def test_what_is_no_model_is_refused_with_the_setting(vlm_folder: Path, tmp_path
     (copy / "config.json").write_text(json.dumps({name: value for name, value in config.items() if name != "vision_config"}))
     (tmp_path / "empty").mkdir()
     for wrong in (copy, tmp_path / "empty", tmp_path / "missing"):
-        with pytest.raises(BadInputError, match="teacher.model"):
+        with pytest.raises(BadInputError, match=r"teacher\.model"):
             find_model(TeacherSettings(model=str(wrong)))
 
 

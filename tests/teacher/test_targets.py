@@ -69,7 +69,7 @@ def test_a_row_has_every_column() -> None:
 
 def test_frames_that_fill_the_context_are_refused_with_the_setting() -> None:
     targets.check_room(plan(max_tokens=8, max_model_len=20))
-    with pytest.raises(BadInputError, match="teacher.max_model_len"):
+    with pytest.raises(BadInputError, match=r"teacher\.max_model_len"):
         targets.check_room(plan(max_tokens=9, max_model_len=20))
 
 
@@ -197,5 +197,5 @@ def test_a_second_run_starts_neither_ray_nor_an_engine(finished: Finished) -> No
 @pytest.mark.slow
 def test_another_teacher_is_refused(finished: Finished) -> None:
     other = finished.recipe.model_copy(update={"teacher": finished.recipe.teacher.model_copy(update={"max_tokens": 6})})
-    with pytest.raises(MadeFromOtherError, match="teacher.max_tokens"):
+    with pytest.raises(MadeFromOtherError, match=r"teacher\.max_tokens"):
         targets.run(other, finished.where)

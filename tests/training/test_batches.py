@@ -65,14 +65,15 @@ def test_an_epoch_holds_each_video_once_in_an_order_of_its_own(held: HeldExample
 
 
 def test_any_number_of_workers_takes_the_same_steps(held: HeldExamples) -> None:
+    def videos_and_targets(batches: list[Batch]) -> list[tuple[str, str]]:
+        pairs = [pair for batch in batches for pair in zip(batch.examples, batch.targets, strict=True)]
+        return sorted((one.video_id, str(targets)) for one, targets in pairs)
+
     alone = list(islice(held.batches(Share(0, 1, 6), first_step=0), 5))
     for n in (2, 3):
         parts = [list(islice(held.batches(Share(rank, n, 6 // n), first_step=0), 5)) for rank in range(n)]
         for step, whole in enumerate(alone):
-            shares = [part[step] for part in parts]
-            assert sorted(ids(shares)) == sorted(ids([whole]))
-            targets = {one.video_id: t for share in shares for one, t in zip(share.examples, share.targets, strict=True)}
-            assert all(targets[one.video_id] == t for one, t in zip(whole.examples, whole.targets, strict=True))
+            assert videos_and_targets([part[step] for part in parts]) == videos_and_targets([whole])
 
 
 def test_a_continued_run_goes_on_with_the_next_video(held: HeldExamples) -> None:

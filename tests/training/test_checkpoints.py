@@ -1,0 +1,67 @@
+"""Checkpoints exist whole or not at all, on a disk and in a bucket alike (here: fsspec's memory)."""
+
+from itertools import count
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+
+from infra.errors import StorageError
+from training import checkpoints
+from video2lora.hypernetwork import Hypernetwork, HypernetworkConfig
+
+CONFIG = HypernetworkConfig(
+    n_layers=2, d_vlm=5, target_modules={"down_proj": (7, 5)}, r=3, n_latents=2, n_blocks=1, d_latent=11, n_heads=2, n_kv_heads=1, d_head=3
+)
+NUMBERS = count()
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "checkpoints") if request.param == "disk" else f"memory://bucket-{next(NUMBERS)}/checkpoints"
+
+
+def save(folder: str, step: int) -> checkpoints.Checkpoint:
+    moments = {"exp_avg/x": torch.full((2, 3), float(step))}
+    return checkpoints.save(Hypernetwork(CONFIG, seed=step), moments, folder, state={"step": step}, metadata={"step": step})
+
+
+def folders(folder: str) -> list[str]:
+    fs, inner = fsspec.core.url_to_fs(folder)
+    return sorted(path.rstrip("/").rsplit("/", 1)[-1].rsplit("-", 1)[0] for path in fs.ls(inner, detail=False))
+
+
+def test_what_was_saved_is_loaded(folder: str) -> None:
+    assert checkpoints.latest(folder) is None
+    save(folder, 5)
+    found = checkpoints.latest(folder)
+    assert found is not None and found.step == 5
+    hypernetwork, moments = checkpoints.load(found)
+    expected = Hypernetwork(CONFIG, seed=5).state_dict()
+    assert hypernetwork.config == CONFIG and moments["exp_avg/x"].tolist() == [[5.0] * 3] * 2
+    assert all(torch.equal(value, expected[name]) for name, value in hypernetwork.state_dict().items())
+
+
+def test_one_without_a_state_is_none_and_goes_with_the_old_ones(folder: str) -> None:
+    save(folder, 5)
+    half = save(folder, 10)
+    fs, inner = fsspec.core.url_to_fs(half.folder)
+    fs.rm(f"{inner}/state.json")
+    found = checkpoints.latest(folder)
+    assert found is not None and found.step == 5
+    for step in (10, 15):
+        save(folder, step)
+    assert folders(folder)[-1] == "step-00000015" and "step-00000005" not in folders(folder)
+    found = checkpoints.latest(folder)
+    assert found is not None and found.step == 15
+    checkpoints.prune(folder, kept=1)
+    assert folders(folder) == ["step-00000015"]
+
+
+def test_a_changed_file_is_refused(folder: str) -> None:
+    found = save(folder, 5)
+    fs, inner = fsspec.core.url_to_fs(found.folder)
+    fs.pipe_file(f"{inner}/{checkpoints.OPTIMIZER_FILE}", b"something else")
+    with pytest.raises(StorageError, match=r"optimizer\.safetensors was changed"):
+        checkpoints.load(found)
