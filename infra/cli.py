@@ -8,6 +8,8 @@ import importlib
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -96,7 +98,7 @@ def internalize(
     """Turn CLIP into an adapter."""
     from video2lora import api
 
-    with _user_errors():
+    with _bad_input():
         adapter = api.internalize(clip, using=api.load(hypernetwork))
         api.save_adapter(adapter, output)
     print(f"{output}: adapter of {clip}, rank {adapter.lora.r}")
@@ -111,7 +113,7 @@ def ask(
     """Ask the frozen VLM under the adapter in folder ADAPTER; it sees the question's text alone."""
     from video2lora import api
 
-    with _user_errors():
+    with _bad_input():
         answered = api.ask(api.load_adapter(adapter), question, max_new_tokens=max_new_tokens)
     print(answered.text)
 
@@ -135,15 +137,13 @@ def tiny_verify(
     importlib.import_module("pipeline.tiny_vlm").run_verify(model, n_clips=clips_)
 
 
-class _user_errors:  # noqa: N801
+@contextmanager
+def _bad_input() -> Iterator[None]:
     """The method's ValueErrors are about what the user gave: one line, exit code 3."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError):
-            raise BadInputError(str(error)) from error
+    try:
+        yield
+    except ValueError as error:
+        raise BadInputError(str(error)) from error
 
 
 def main() -> None:

@@ -1,10 +1,12 @@
 """One Ray for a command: a private one on this machine, or the cluster that RAY_ADDRESS names."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+import ray.data
 
 from infra.config import Where
 
@@ -38,7 +40,17 @@ def cluster(where: Where) -> Iterator[None]:
         log_to_driver=False,
         logging_level="ERROR",
     )
+    _quiet()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _quiet() -> None:
+    """Progress is ours to show: one line per stage, not Ray Data's own."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)

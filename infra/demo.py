@@ -6,6 +6,7 @@ and the seconds of each at the end. A stage that is done says so; Ray starts onl
 
 import importlib
 import time
+from contextlib import ExitStack
 
 from rich.console import Console
 from rich.table import Table as Grid
@@ -14,6 +15,9 @@ from infra import jobs
 from infra.config import Recipe, Where
 from infra.errors import BadInputError
 from infra.progress import say
+from infra.storage import Table
+
+ON_RAY = {"frames": "frames", "targets": "targets", "examples": "examples", "train": "hypernetwork"}  # stage: what it makes
 
 
 def run(recipe: Recipe, where: Where) -> None:
@@ -22,12 +26,19 @@ def run(recipe: Recipe, where: Where) -> None:
         raise BadInputError("recipe: world: got nothing, expected the settings of a made world (the demo makes its own clips)")
     seconds: list[tuple[str, float, str]] = []
     steps = ["clips", "manifest", *(name for name in jobs.STAGES if name != "clips")]
-    for i, name in enumerate(steps, start=1):
-        say(f"[{i}/{len(steps)}] {name}")
-        started = time.monotonic()
-        told = _step(name, recipe, where)
-        seconds.append((name, time.monotonic() - started, told))
-        say(f"    {told}")
+    with ExitStack() as held:
+        for i, name in enumerate(steps, start=1):
+            say(f"[{i}/{len(steps)}] {name}")
+            started = time.monotonic()
+            if name in ON_RAY and not Table(where.data, ON_RAY[name]).is_complete():
+                from infra.cluster import cluster  # not before there is work for it: Ray takes seconds
+
+                held.enter_context(cluster(where))
+            told = _step(name, recipe, where)
+            seconds.append((name, time.monotonic() - started, told))
+            say(f"    {told}")
+            if name == "train":
+                held.close()  # the rest needs the memory, not Ray
     _print_seconds(seconds)
 
 

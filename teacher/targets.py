@@ -15,11 +15,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from infra.artifacts import QUESTIONS, TARGETS
 from infra.config import Recipe, TeacherSettings, Where, load_recipe, load_where
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 STAGE = "targets"
 FRAME_COLUMNS = ["video_id", "sampling", "jpegs", "timestamps_s", "duration_s"]
+PROMPTS = pa.list_(pa.struct([(name, pa.string()) for name in ("prompt_id", "task", "prompt")]))
 PROMPTS_PER_ENGINE = 3000  # below this, one more engine takes longer to start than it saves (measured on a CPU)
 
 Row = dict[str, Any]
@@ -90,6 +93,19 @@ def without_done(asked: PromptsByVideo, done: set[str], teacher: str) -> dict[st
     return {video_id: of_video for video_id, of_video in left.items() if of_video}
 
 
+def read_shard(address: str) -> pa.Table:
+    """The rows of one shard of `frames`."""
+    fs, path = fsspec.core.url_to_fs(address)
+    return pq.read_table(path, filesystem=fs, columns=FRAME_COLUMNS)
+
+
+def with_prompts(frames: pa.Table, left: PromptsByVideo, *, sampling: str) -> pa.Table:
+    """Frames of this sampling that something is left to ask about, with a column `prompts`."""
+    asked = [[asdict(one) for one in left.get(video_id, ())] for video_id in frames["video_id"].to_pylist()]
+    frames = frames.append_column("prompts", pa.array(asked, PROMPTS))
+    return frames.filter(pc.and_(pc.equal(frames["sampling"], sampling), pc.greater(pc.list_value_length(frames["prompts"]), 0)))
+
+
 def video_prefix(row: Row) -> str:
     """All that precedes a prompt about these frames, with a bare image token for each."""
     return prompts.video_prefix(row["timestamps_s"], row["duration_s"], placeholder=prompts.IMAGE)
@@ -131,15 +147,12 @@ def target_row(video_id: str, prompt: Prompt, written: Written, teacher: str) ->
 class WriteTargets:
     """Holds an engine, which takes seconds to start."""
 
-    def __init__(self, plan: Plan, left: "ray.ObjectRef") -> None:
-        import ray
-
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.left: PromptsByVideo = ray.get(left)
         self.engine = Engine(plan.model, plan.settings, n_frames=plan.n_frames, gpu=plan.gpu)
 
     def __call__(self, frames: pa.Table) -> pa.Table:
-        """Rows of `frames` -> outcomes, one per prompt of each."""
+        """Rows of `frames` with `prompts` -> outcomes, one per prompt."""
         from infra.flow import outcomes  # brings Ray
 
         asked: list[tuple[str, Prompt, Request]] = []
@@ -160,14 +173,14 @@ class WriteTargets:
 
     def requests(self, video: Row) -> tuple[list[tuple[str, Prompt, Request]], list[Row]]:
         """What can be asked about a video, and a reject for each prompt that cannot."""
-        video_id = video["video_id"]
+        video_id, of_video = video["video_id"], [Prompt(**one) for one in video["prompts"]]
         able: list[tuple[str, Prompt, Request]] = []
         rejects: list[Row] = []
         try:
             seen = pictures(video["jpegs"], size_px=self.plan.model.image_size_px)
         except Exception as error:  # Pillow raises many kinds for a damaged JPEG
-            return [], [self.reject(video_id, one, ("teacher_error", f"frames: {error!r}")) for one in self.left[video_id]]
-        for prompt in self.left[video_id]:
+            return [], [self.reject(video_id, one, ("teacher_error", f"frames: {error!r}")) for one in of_video]
+        for prompt in of_video:
             request = self.engine.request(seen, prefix=video_prefix(video), prompt=prompt.prompt)
             why = refused_prompt(request, longest=self.plan.longest)
             if why is None:
@@ -181,19 +194,19 @@ class WriteTargets:
 
 
 def build(ds: "ray.data.Dataset", left: "ray.ObjectRef", plan: Plan, *, where: Where, n_engines: int) -> "ray.data.Dataset":
-    """Rows of `frames` -> blocks of outcomes."""
+    """Addresses of shards of `frames`, one a block -> blocks of outcomes."""
     import ray.data
 
-    # 1. frames -> frames of videos with something to ask, n to at most n. No core of their own: reading waits for the disk, and engines
-    #    may hold every core there is.
+    # 1. shard -> its frames, each with what is left to ask, 1 to n. No core of its own: it waits for the disk, and engines may hold every
+    #    core there is. (Ray's read_parquet lists files in a task of one core, whatever it is told: with every core held, it never runs.)
     ds = ds.map_batches(
-        _asked_about, fn_kwargs={"left": left, "sampling": plan.sampling}, batch_size=None, batch_format="pyarrow", num_cpus=0
+        _frames_to_ask, fn_kwargs={"left": left, "sampling": plan.sampling}, batch_size=1, batch_format="pyarrow", num_cpus=0
     )
-    # 2. frames -> outcomes, a row for each prompt. An engine per GPU; else one per `teacher_cpus` cores: half of the work is Python on
+    # 2. frames -> outcomes, one for each prompt. An engine per GPU; else one per `teacher_cpus` cores: half of the work is Python on
     #    one thread, so two engines of a core each do more than one on two.
     return ds.map_batches(
         WriteTargets,
-        fn_constructor_args=(plan, left),
+        fn_constructor_args=(plan,),
         batch_size=plan.settings.videos_per_block,
         batch_format="pyarrow",
         num_cpus=where.teacher_cpus,
@@ -262,7 +275,7 @@ def _write(frames: Table, left: PromptsByVideo, plan: Plan, *, targets: Table, w
         n_engines = min(math.ceil(n_prompts / PROMPTS_PER_ENGINE), engines_that_fit(ray.cluster_resources(), where))
         say(f"targets: {n_prompts} prompts about {len(left)} videos; starting {n_engines} vLLM engine(s) with {plan.teacher}")
         try:
-            ds = ray.data.read_parquet(frames.shards(), columns=FRAME_COLUMNS, ray_remote_args={"num_cpus": 0})
+            ds = ray.data.from_arrow([pa.table({"address": [shard]}) for shard in frames.shards()])
             write_outcomes(build(ds, ray.put(left), plan, where=where, n_engines=n_engines), targets, counter)
         except ray.exceptions.RayError as error:
             last_line = str(error).strip().splitlines()[-1]
@@ -307,12 +320,11 @@ def _n_tokens(targets: Table) -> int:
     return pc.sum(targets.read(["n_tokens"])["n_tokens"]).as_py() or 0
 
 
-def _asked_about(frames: pa.Table, *, left: "ray.ObjectRef", sampling: str) -> pa.Table:
+def _frames_to_ask(addresses: pa.Table, *, left: "ray.ObjectRef", sampling: str) -> pa.Table:
     import ray
 
-    known = ray.get(left)
-    asked = [video_id in known for video_id in frames["video_id"].to_pylist()]
-    return frames.filter(pc.and_(pc.equal(frames["sampling"], sampling), pa.array(asked, pa.bool_())))
+    (address,) = addresses["address"].to_pylist()
+    return with_prompts(read_shard(address), ray.get(left), sampling=sampling)
 
 
 if __name__ == "__main__":

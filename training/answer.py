@@ -5,7 +5,7 @@ Reads    videos (for the split), questions, frames, targets (the teacher's capti
 Writes   answers. Rejects: question_without_video, once for a question whose video has no frames; and for a question and system
          prompt_too_long, bad_row (its text spells an image token) and no_targets (no caption by the teacher).
 Command  video2lora answer --recipe demo
-Cost     the demo's 540 questions in 6 systems: about 40 s on 2 cores; memory grows with questions_per_batch adapters.
+Cost     the demo's 540 questions in 6 systems: about 15 s of one core; memory grows with questions_per_batch adapters.
 
 Plain torch in this process, no Ray: one test split is small, and a time to first token measured beside other workers means nothing.
 Videos go through in a seeded shuffle; `other_video` is the next one in it, so nobody gets the own adapter and each video is
@@ -57,20 +57,19 @@ def askable(questions: Sequence[Row], *, with_frames: set[str]) -> tuple[list[Ro
 
 
 def blocks(questions: Sequence[Row], *, n_questions: int) -> list[Block]:
-    """Videos in a seeded shuffle, cut where at least `n_questions` questions have come together."""
+    """Videos in a seeded shuffle, as many in a block as ask at most `n_questions` questions, but at least one."""
     by_video: dict[str, list[Row]] = {}
     for question in sorted(questions, key=lambda row: row["question_id"]):
         by_video.setdefault(question["video_id"], []).append(question)
     videos = sorted(by_video)
     random.Random(SEED).shuffle(videos)
-    cut, others, collected = [], {}, []
+    cut: list[Block] = []
     for video, other in zip(videos, videos[1:] + videos[:1], strict=True):
-        others[video] = other
-        collected += by_video[video]
-        if len(collected) >= n_questions:
-            cut.append(Block(others, tuple(collected)))
-            others, collected = {}, []
-    return [*cut, Block(others, tuple(collected))] if collected else cut
+        if cut and len(cut[-1].questions) + len(by_video[video]) <= n_questions:
+            cut[-1] = Block({**cut[-1].others, video: other}, (*cut[-1].questions, *by_video[video]))
+        else:
+            cut.append(Block({video: other}, tuple(by_video[video])))
+    return cut
 
 
 def timed_questions(questions: Sequence[Row], n_timed: int) -> frozenset[str]:

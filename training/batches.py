@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 HELD_BYTES = 1 << 30  # decoded pictures a worker holds; beyond that they stream. Ours: leaves 2 GiB workers their model
 SHUFFLED_BATCHES = 8  # of a streamed epoch, the batches whose rows are mixed; the shards are shuffled when they are made
-DECODE_CPUS = 0.25  # a fraction, so that decoding finds room beside training workers on a machine of 2 cores (ray#44687)
+DECODE_CPUS = 0.5  # a fraction, so that decoding finds room beside training workers on a machine of 2 cores (ray#44687)
 COLUMNS = ["video_id", "split", "jpegs", "timestamps_s", "duration_s", "targets"]
 DECODED = pa.schema(
     [

@@ -4,7 +4,7 @@ Reads    answers, questions, frames, targets (bytes of the captions), rejects of
 Writes   report/made.json, report.json, report.html, and last complete.json; a second run prints the table from what is there.
          Both files are attached to the MLflow run, if MLflow is in reach.
 Command  video2lora report --recipe demo
-Cost     the demo's 3,240 answers: about 10 s on one core, most of it imports and the bootstrap.
+Cost     the demo's 3,240 answers: about 4 s of one core, MLflow not counted.
 
 Paper section 4.3 compares adapter and base; we add what it leaves out: blind, another video's adapter, the static adapter
 alone, the teacher's caption as text. `measures` says how each number comes about, `gallery` how the page does.

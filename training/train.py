@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import fsspec
 import pyarrow.compute as pc
 
 from infra.config import Recipe, Where, load_recipe, load_where
@@ -75,14 +76,19 @@ def run(recipe: Recipe, where: Where) -> str:
         **recipe.section("vlm", "hypernetwork", "training"),
         "inputs": {"examples": examples.made_from()},
     }
-    if not output.begin(made_from):
+    planned = None if output.is_complete() else plan(recipe, where, examples)
+    if not output.begin(made_from) or planned is None:
         return f"hypernetwork: complete, {summary(output)}; nothing to do"
-    planned = plan(recipe, where, examples)
     latest = checkpoints.latest(f"{output.folder}/checkpoints")
     if latest is not None:
         say(f"train: going on from the checkpoint at step {latest.step} of {recipe.training.n_steps}")
     if latest is None or latest.step < recipe.training.n_steps:
-        train(recipe, where, made_from, planned)
+        try:
+            train(recipe, where, made_from, planned)
+        except BadInputError:
+            if latest is None:
+                _forget(output)
+            raise
         latest = checkpoints.latest(f"{output.folder}/checkpoints")
     if latest is None or latest.step < recipe.training.n_steps:
         raise StageFailedError("train: the workers ended before the last step; run the same command again, it continues")
@@ -148,7 +154,7 @@ def build(
         scaling_config=ray.train.ScalingConfig(
             num_workers=where.training_workers, use_gpu=where.training_gpus > 0, resources_per_worker=resources
         ),
-        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # its stub is that of Ray Train 1
+        run_config=ray.train.RunConfig(
             name=f"train-{int(time.time())}",  # a new one for each attempt: what is kept lies in checkpoints, not in Ray's own state
             storage_path=f"{where.data}/runs",
             failure_config=ray.train.FailureConfig(max_failures=MAX_RESTARTS),
@@ -199,6 +205,12 @@ def _shares(where: Where) -> tuple[float, int]:
     per_node = math.ceil(where.training_workers / len(nodes))
     n_cores = min(cores for cores in nodes if cores > 0)
     return min(1.0, RESERVED * sum(nodes) / where.training_workers), max(1, int(n_cores) // per_node)
+
+
+def _forget(output: Table) -> None:
+    """Nothing was made, so that a corrected recipe is not refused as another one."""
+    fs, inner = fsspec.core.url_to_fs(f"{output.folder}/made.json")
+    fs.rm(inner)
 
 
 def _last_line(error: BaseException) -> str:

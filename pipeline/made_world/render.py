@@ -1,7 +1,7 @@
 """Scene, time -> picture. Shapes are drawn by their signed distance, so edges are smooth at any size and need no library.
 
 The frame is square in the scene's units; a clip of another shape stretches it, as a processor's squashing to a square undoes.
-Cost: about 0.2 ms for a shape of 96 x 96 px on one core.
+Only the pixels near a shape are computed.
 """
 
 import numpy as np
@@ -12,22 +12,27 @@ from pipeline.made_world.scene import BACKGROUNDS, COLOURS, SIZES, Scene
 
 def draw(scene: Scene, time: float, *, height_px: int, width_px: int) -> UInt8[np.ndarray, "height width 3"]:
     """The picture at a time in [0, 1] of the clip."""
-    y, x = np.meshgrid(
-        (np.arange(height_px, dtype=np.float32) + 0.5) / height_px,
-        (np.arange(width_px, dtype=np.float32) + 0.5) / width_px,
-        indexing="ij",
-    )
+    x = (np.arange(width_px, dtype=np.float32) + 0.5) / width_px
+    y = (np.arange(height_px, dtype=np.float32) + 0.5) / height_px
     tint = np.asarray(scene.tint, dtype=np.float32)
     picture = np.empty((height_px, width_px, 3), dtype=np.float32)
     picture[:] = np.asarray(BACKGROUNDS[scene.background], dtype=np.float32) + tint
     edge = 1.0 / min(height_px, width_px)
     for group in scene.groups:
         colour = np.asarray(COLOURS[group.colour], dtype=np.float32) + tint
+        reach = SIZES[group.size] + edge
         for centre_x, centre_y in group.centres(time):
-            distance = shape_distance(group.shape, x - np.float32(centre_x), y - np.float32(centre_y), SIZES[group.size])
+            rows, columns = _near(y, centre_y, reach), _near(x, centre_x, reach)  # nothing of the shape lies outside
+            off_x, off_y = np.meshgrid(x[columns] - np.float32(centre_x), y[rows] - np.float32(centre_y))
+            distance = shape_distance(group.shape, off_x, off_y, SIZES[group.size])
             cover = np.clip(0.5 - distance / edge, 0.0, 1.0)[..., None]
-            picture += cover * (colour - picture)
+            picture[rows, columns] += cover * (colour - picture[rows, columns])
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+
+
+def _near(places: Float[np.ndarray, "n"], centre: float, reach: float) -> slice:
+    """The places within reach of a centre; they are in order."""
+    return slice(*np.searchsorted(places, (centre - reach, centre + reach)).tolist())
 
 
 def shape_distance(

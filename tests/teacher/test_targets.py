@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 from PIL import Image
@@ -30,9 +31,8 @@ def plan(**settings: Any) -> targets.Plan:
 
 
 def test_prompts_left_are_those_without_an_outcome() -> None:
-    videos, questions = VIDEOS.schema.empty_table(), QUESTIONS.schema.empty_table()
-    videos = videos.from_pylist([{"video_id": "a", "split": "train"}, {"video_id": "b", "split": "test"}], schema=VIDEOS.schema)
-    questions = questions.from_pylist(
+    videos = pa.Table.from_pylist([{"video_id": "a", "split": "train"}, {"video_id": "b", "split": "test"}], schema=VIDEOS.schema)
+    questions = pa.Table.from_pylist(
         [{"question_id": f"q{name}", "video_id": name, "question": "What shape is shown?"} for name in ("a", "b", "gone")],
         schema=QUESTIONS.schema,
     )
@@ -44,6 +44,14 @@ def test_prompts_left_are_those_without_an_outcome() -> None:
     done = {targets.target_key("a", one, "t") for one in asked["a"][:2]} | {targets.target_key("b", one, "t") for one in asked["b"]}
     assert targets.without_done(asked, done, "t") == {"a": [asked["a"][2]]}
     assert targets.without_done(asked, done, "another teacher") == asked
+
+
+def test_frames_come_with_what_is_left_to_ask() -> None:
+    rows = [{"video_id": name, "sampling": f"uniform-{n}"} for name in ("a", "b") for n in (3, 4)]
+    frames = pa.Table.from_pylist(rows, schema=FRAMES.schema)
+    found = targets.with_prompts(frames, {"b": [PROMPT], "gone": [PROMPT]}, sampling="uniform-4").to_pylist()
+    assert [(row["video_id"], row["sampling"]) for row in found] == [("b", "uniform-4")]
+    assert [Prompt(**one) for one in found[0]["prompts"]] == [PROMPT]
 
 
 def test_a_prompt_is_refused_for_its_length_and_for_an_image_token_of_its_own() -> None:

@@ -60,6 +60,7 @@ def test_no_examples_no_training(recipe: Recipe, tmp_path: Path) -> None:
 def test_a_step_must_divide_among_the_workers(recipe: Recipe, where: Where) -> None:
     with pytest.raises(BadInputError, match=r"training\.videos_per_step: got 5, expected a multiple of the 2 workers"):
         train.run(with_training(recipe, videos_per_step=5), where)
+    assert not Path(where.data, "hypernetwork").exists()  # so the corrected recipe is not another one
 
 
 def test_a_split_without_rows_is_refused(recipe: Recipe, tmp_path: Path) -> None:
@@ -135,6 +136,13 @@ def check_tracking(recipe: Recipe, where: Where, *, steps: set[int]) -> None:
     assert {point.step for point in client.get_metric_history(run.run_id, "validation_loss")} == steps
     files = {file.path for file in client.list_artifacts(run.run_id, "hypernetwork")}
     assert files == {"hypernetwork/config.json", "hypernetwork/hypernetwork.safetensors"}
+
+
+@pytest.mark.slow
+def test_what_only_workers_can_refuse_is_said_and_nothing_is_left(recipe: Recipe, where: Where) -> None:
+    with pytest.raises(BadInputError, match=r"vlm\.model: got .*neither 'tiny', nor a model folder"):
+        train.run(recipe, where)  # no VLM was written
+    assert not Path(where.data, "hypernetwork", "made.json").exists()
 
 
 @pytest.mark.slow
