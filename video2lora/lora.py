@@ -178,10 +178,12 @@ def adapted(layers: nn.ModuleList | Sequence[nn.Module], lora: Lora) -> Iterator
     """
     if len(layers) != lora.n_layers:
         raise ValueError(f"the adapter has {lora.n_layers} layers, the model {len(layers)}")
+    # unbind, not a slice per layer: the backward pass of a slice fills a whole zero tensor for each of them
+    factors = {name: (a.unbind(1), lora.lora_b[name].unbind(1)) for name, a in lora.lora_a.items()}
     targets = [
-        (_target_module(layer, name, where=f"layer {i}"), lora.lora_a[name][:, i], lora.lora_b[name][:, i])
+        (_target_module(layer, name, where=f"layer {i}"), a[i], b[i])
         for i, layer in enumerate(layers)
-        for name in lora.lora_a
+        for name, (a, b) in factors.items()
     ]
     for module, a, b in targets:
         _check_sizes(module, a, b)

@@ -1,0 +1,83 @@
+"""The demo at its smallest, by its own command: real clips, Ray, vLLM, DeepSpeed and MLflow. What it must leave, and that it continues."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from infra.artifacts import SYSTEMS
+from infra.storage import Table, all_rejects
+
+RECIPE = """
+world: {level: 1, seed: 5, n_train: 14, n_validation: 3, n_test: 3}
+frames: {sampling: {policy: uniform, n_frames: 4}, longest_edge_px: 48}
+teacher: {max_tokens: 24, max_model_len: 256}
+hypernetwork: {r: 3, n_latents: 5, n_blocks: 2, d_latent: 24, n_heads: 4, n_kv_heads: 2, d_head: 8, normalise_features: true}
+training: {n_steps: 6, videos_per_step: 4, targets_per_video: 2, checkpoint_every: 2, validate_every: 3}
+answer: {max_new_tokens: 6, n_timed: 2}
+"""
+TABLES = ("videos", "questions", "frames", "targets", "examples", "answers")
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    recipe = folder / "small.yaml"
+    recipe.write_text(RECIPE)
+    environment = os.environ | {"VIDEO2LORA_DATA": str(folder / "data")}
+    command = [sys.executable, "-m", "infra.cli", "demo", "--recipe", str(recipe)]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    said, _ = process.communicate(timeout=700)
+    assert process.returncode == 0, said[-4000:]
+    return said
+
+
+def made_files(data: Path) -> dict[str, int]:
+    """Everything a stage wrote, with the time it was written."""
+    return {str(path): path.stat().st_mtime_ns for path in data.rglob("*") if path.suffix in (".parquet", ".mp4", ".safetensors")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_demo_survives_a_kill_and_ends_with_closed_books(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    killed = start(tmp_path)
+    deadline = time.monotonic() + 600
+    while not list((data / "frames" / "commits").glob("*.json")) and time.monotonic() < deadline:
+        assert killed.poll() is None, killed.communicate()[0][-4000:]
+        time.sleep(0.2)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    before = made_files(data / "clips")
+
+    finish(start(tmp_path))
+
+    assert made_files(data / "clips") == before, "clips were rendered again after the kill"
+    tables = {name: Table(str(data), name) for name in TABLES}
+    assert all(table.is_complete() for table in tables.values())
+    assert all_rejects(str(data)).num_rows == 0
+    assert tables["frames"].n_rows() == tables["videos"].n_rows() == tables["examples"].n_rows() == 20
+    assert tables["targets"].n_rows() == 17 * (9 + 2) + 3 * 2, "questions of train and validation; captions of all"
+    answers = tables["answers"].read().to_pylist()
+    assert len(answers) == 3 * 9 * len(SYSTEMS)
+    assert {row["system"] for row in answers if row["n_visual_tokens"]} == {"base"}
+    report = json.loads((data / "report" / "report.json").read_text())
+    assert json.dumps(report).count("gap") >= 1
+    assert (data / "report" / "report.html").read_text().startswith("<!doctype html>")
+    mlflow.set_tracking_uri(f"sqlite:///{data}/mlflow.db")
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert len(runs) == 1
+    assert runs[0].data.params and runs[0].data.metrics
+
+    files = made_files(data)
+    started = time.monotonic()
+    finish(start(tmp_path))
+    assert made_files(data) == files, "the second run wrote something anew"
+    assert time.monotonic() - started < 60

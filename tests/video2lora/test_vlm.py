@@ -1,0 +1,91 @@
+"""The frozen VLM against transformers' own whole model: features, losses, answers, pixels."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Idefics3ImageProcessorPil
+
+from video2lora import prompts
+from video2lora.video import Frames
+from video2lora.vlm import FrozenVLM, load_vlm, squash
+
+
+@pytest.fixture(scope="module")
+def vlm() -> FrozenVLM:
+    return load_vlm("tiny")
+
+
+def made_frames(n_frames: int, *, height: int = 37, width: int = 53, seed: int = 0) -> Frames:
+    images = np.random.default_rng(seed).integers(0, 256, (n_frames, height, width, 3), dtype=np.uint8)
+    return Frames(images=images, timestamps_s=np.linspace(0.0, 2.3, n_frames), duration_s=2.3)
+
+
+def test_pixels_are_those_of_transformers_processor(vlm: FrozenVLM) -> None:
+    frames = made_frames(3, height=48, width=48)
+    processor = Idefics3ImageProcessorPil.from_pretrained(vlm.model.name_or_path, do_image_splitting=False)
+    expected = processor([Image.fromarray(image) for image in frames.images], return_tensors="pt")["pixel_values"][0]
+    got = torch.from_numpy(squash(frames.images, vlm.image_size_px)).permute(0, 3, 1, 2) / 127.5 - 1.0
+    torch.testing.assert_close(got, expected, atol=1 / 255, rtol=0)
+
+
+def test_features_are_the_hidden_states_of_the_whole_model(vlm: FrozenVLM) -> None:
+    videos = [made_frames(3, seed=1), made_frames(5, seed=2)]
+    features = vlm.features(videos)
+    assert features.hidden.shape[:2] == (2, len(vlm.layers))
+    for i, video in enumerate(videos):
+        batch = vlm.video_batch([video], [prompts.INTERNALIZE])
+        pixels = torch.from_numpy(squash(video.images, vlm.image_size_px)).permute(0, 3, 1, 2)[None] / 127.5 - 1.0
+        with torch.no_grad():
+            expected = vlm.model(input_ids=batch.input_ids, pixel_values=pixels, output_hidden_states=True).hidden_states[:-1]
+        torch.testing.assert_close(features.hidden[i][:, features.mask[i]], torch.cat(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_target_losses_are_transformers_loss_of_each_row_alone(vlm: FrozenVLM) -> None:
+    texts = [prompts.text_prompt("Which way does the object move?"), prompts.text_prompt("Count them.")]
+    targets = ["left", "Two small blue squares move left on a black background."]
+    losses = vlm.target_losses(vlm.text_batch(texts, targets))
+    for i in range(2):
+        row = vlm.text_batch([texts[i]], [targets[i]])
+        with torch.no_grad():
+            expected = vlm.model(input_ids=row.input_ids, labels=row.labels).loss
+        torch.testing.assert_close(losses[i], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_batched_answers_are_those_of_each_question_alone(vlm: FrozenVLM) -> None:
+    frames = made_frames(4, seed=3)
+    questions = ["What colour is the background?", "How many shapes are in the video, in all, would you say?"]
+    together = vlm.generate(
+        vlm.video_batch([frames, frames], questions), max_new_tokens=7, frame_tokens=vlm.frame_tokens([frames, frames])
+    )
+    for question, answer in zip(questions, together, strict=True):
+        batch = vlm.video_batch([frames], [question])
+        pixels = torch.from_numpy(squash(frames.images, vlm.image_size_px)).permute(0, 3, 1, 2)[None] / 127.5 - 1.0
+        expected = vlm.model.generate(input_ids=batch.input_ids, attention_mask=batch.mask, pixel_values=pixels, max_new_tokens=7, do_sample=False)
+        text = vlm.tokenizer.decode(expected[0, batch.input_ids.shape[1] :], skip_special_tokens=True).strip()
+        assert answer.text == text
+        assert answer.n_visual_tokens == 4 * vlm.n_image_tokens
+        assert answer.n_input_tokens == batch.input_ids.shape[1]
+
+
+def test_frames_and_image_tokens_must_match(vlm: FrozenVLM) -> None:
+    batch = vlm.video_batch([made_frames(3)], ["What is it?"])
+    with pytest.raises(ValueError, match="image tokens"):
+        vlm.embed(batch, vlm.frame_tokens([made_frames(2)]))
+    with pytest.raises(ValueError, match="image tokens"):
+        vlm.embed(batch)
+    with pytest.raises(ValueError, match="labels"):
+        vlm.target_losses(replace(batch, labels=None))
+
+
+def test_a_model_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match=r"vlm\.model.*'/nowhere'"):
+        load_vlm("/nowhere")
+
+
+def test_module_that_no_block_has_is_named(vlm: FrozenVLM) -> None:
+    assert vlm.module_sizes(["down_proj"]) == {"down_proj": (384, 128)}
+    with pytest.raises(ValueError, match="bottom_proj"):
+        vlm.module_sizes(["bottom_proj"])
