@@ -55,9 +55,7 @@ def lookup_table(video_ids: list[str], targets: pa.Table, videos: pa.Table, *, s
     splits = dict(zip(videos["video_id"].to_pylist(), videos["split"].to_pylist(), strict=True))
     names = sorted(name for name in video_ids if name in found)
     shuffled = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
-    rows = [
-        {"video_id": name, "place": i, "split": splits[name], "targets": found[name]} for i, name in enumerate(shuffled)
-    ]
+    rows = [{"video_id": name, "place": i, "split": splits[name], "targets": found[name]} for i, name in enumerate(shuffled)]
     return pa.Table.from_pylist(rows, schema=LOOKUP)
 
 

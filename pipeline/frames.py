@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 
 STAGE = "frames"
 VIDEOS_PER_BLOCK = 16  # also what a killed run decodes again at most, per decoder
-CPUS_PER_DECODER = (
-    0.9  # of a core each; a rest stays free for Ray Data's own tasks, which actors would otherwise lock out
-)
+CPUS_PER_DECODER = 0.9  # of a core each; a rest stays free for Ray Data's own tasks, which actors would otherwise lock out
 
 
 def frames_row(video_id: str, frames: Frames, settings: FramesSettings) -> dict[str, Any]:
@@ -116,9 +114,7 @@ def run(recipe: Recipe, where: Where) -> str:
         say(f"frames: {frames.folder} is complete, nothing to do")
         return summary(frames)
     found, done = videos.read().sort_by("video_id"), frames.done_keys()
-    left = found.filter(
-        pa.array([row_key(name, recipe.frames) not in done for name in found["video_id"].to_pylist()], pa.bool_())
-    )
+    left = found.filter(pa.array([row_key(name, recipe.frames) not in done for name in found["video_id"].to_pylist()], pa.bool_()))
     if len(left):
         _decode(left, frames, recipe.frames, where)
     frames.complete(n_in=len(found))

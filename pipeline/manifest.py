@@ -158,16 +158,12 @@ def examine(source: Source) -> Examined:
                 examined.videos.append(earlier)
             else:
                 examined.rejects.append(
-                    reject(
-                        STAGE, row.key, "duplicate", f"{one.uri} ({one.split}) is {earlier.key} ({earlier.row.split})"
-                    )
+                    reject(STAGE, row.key, "duplicate", f"{one.uri} ({one.split}) is {earlier.key} ({earlier.row.split})")
                 )
     return examined
 
 
-def match_questions(
-    source: Source, examined: Examined, *, benchmark: str
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def match_questions(source: Source, examined: Examined, *, benchmark: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of `questions`, and rejects."""
     rows: dict[str, dict[str, Any]] = {}
     rejects = []
@@ -178,9 +174,7 @@ def match_questions(
             continue
         video = examined.ids.get((one.uri, one.span))
         if video is None:
-            rejects.append(
-                reject(STAGE, row.key, "question_without_video", f"{one.uri} is not in the manifest, or was rejected")
-            )
+            rejects.append(reject(STAGE, row.key, "question_without_video", f"{one.uri} is not in the manifest, or was rejected"))
             continue
         text = "\n".join((video, one.question, one.style))
         question_id = hashlib.sha256(text.encode()).hexdigest()[:ID_CHARACTERS]

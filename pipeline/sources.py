@@ -139,9 +139,7 @@ def _local_hash(path: str) -> str:
 def _rows_of_folder(folder: str) -> list[SourceRow]:
     """Every video file in it, however deep; hidden ones (and macOS's ._copies) are none."""
     paths = _remote_files(folder) if folder.startswith(S3) else _local_files(folder)
-    names = sorted(
-        name for name in paths if name.lower().endswith(VIDEO_SUFFIXES) and not posixpath.basename(name).startswith(".")
-    )
+    names = sorted(name for name in paths if name.lower().endswith(VIDEO_SUFFIXES) and not posixpath.basename(name).startswith("."))
     if not names:
         raise BadInputError(f"{folder}: no video file in it, expected files ending in {' '.join(VIDEO_SUFFIXES)}")
     return [_named(name) for name in names]

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from num2words import num2words
 from PIL import Image
 
 from infra.config import WorldSettings
@@ -205,7 +206,7 @@ def corpus(level: int) -> Iterator[str]:
     for _ in range(50):
         for text in (*texts.SUMMARY_PROMPTS, *texts.CAPTION_PROMPTS, prompts.INTERNALIZE):
             yield from (text, f" {text}")
-        yield from (f" {word}" for word in "one two three four five six seven eight nine ten eleven twelve".split())
+        yield from (f" {num2words(number)}" for number in range(1, 13))
         yield from (f"{number:02d}" for number in range(60))
 
 

@@ -134,7 +134,8 @@ def find_model(settings: TeacherSettings) -> Model:
     """Reads config files, and a folder's weights to name them. Raises BadInputError if there is no SmolVLM with safetensors."""
     folder = Path(str(resources.files("video2lora.tiny") / "vlm") if settings.model == "tiny" else settings.model)
     if folder.is_dir():
-        path, revision, identity = str(folder.resolve()), None, f"{settings.model}@{_folder_digest(folder)}"
+        name = "tiny" if settings.model == "tiny" else folder.resolve().name
+        path, revision, identity = str(folder.resolve()), None, f"{name}@{_folder_digest(folder)}"
     else:
         folder = _hub_configs(settings)
         path, revision = settings.model, folder.name

@@ -28,9 +28,8 @@ STEPS_PER_POINT = 10  # of the loss curve in MLflow
 Message = dict[str, Any]
 
 
-@ray.remote(num_cpus=0)
 class Board:
-    """Where workers leave their messages."""
+    """Where workers leave their messages: an actor, as `new_board` makes it."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -42,6 +41,11 @@ class Board:
         """Messages since the last call."""
         found, self.messages = self.messages, []
         return found
+
+
+def new_board() -> Any:
+    """A handle of a new board, for workers and driver. It reserves no CPU."""
+    return ray.remote(num_cpus=0)(Board).remote()
 
 
 class News:

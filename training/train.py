@@ -101,11 +101,11 @@ def train(recipe: Recipe, where: Where, made_from: dict[str, Any], planned: Plan
     from ray.train import TrainingFailedError  # Ray, torch and MLflow are imported only where there is work
 
     from infra.cluster import cluster
-    from training.news import Board, follow
+    from training.news import follow, new_board
 
     shards, done = Table(where.data, "examples").shards(), threading.Event()
     with cluster(where), ThreadPoolExecutor(1) as pool:
-        board = Board.remote()  # type: ignore[attr-defined]
+        board = new_board()
         trainer = build(shards, recipe, where, planned=planned, made_from=made_from, board=board)
         following = pool.submit(follow, board, recipe, where, done=done)
         failure = None

@@ -121,9 +121,7 @@ class DeadlineDecoder:
     def __enter__(self) -> "DeadlineDecoder":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
     def _running_child(self) -> "subprocess.Popen[bytes]":

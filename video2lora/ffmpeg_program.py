@@ -86,9 +86,7 @@ def probe(path: str | os.PathLike[str], *, timeout_s: float = PROBE_TIMEOUT_S) -
     """
     check_file(path)
     file = _input()  # "V": no cover pictures; "?": a sound file is no error, it is to be told from a broken one
-    output, log = _run(
-        path, ffmpeg.output(file["V:0?"], file["a:0?"], "pipe:", f="framecrc", c="copy"), timeout_s=timeout_s
-    )
+    output, log = _run(path, ffmpeg.output(file["V:0?"], file["a:0?"], "pipe:", f="framecrc", c="copy"), timeout_s=timeout_s)
     frame_list = _parse_framecrc(output)
     video = frame_list.video()
     if not frame_list.fields:
@@ -149,9 +147,7 @@ def read_frames(
     output, log = _run(path, command, timeout_s=timeout_s)
     images = _parse_ppm(output)
     if len(images) != len(frame_numbers) or len({image.shape for image in images}) != 1:
-        raise VideoDecodeError(
-            RejectReason.DECODE_ERROR, f"ffmpeg gave {len(images)} frames of {len(frame_numbers)}: {_last_line(log)}"
-        )
+        raise VideoDecodeError(RejectReason.DECODE_ERROR, f"ffmpeg gave {len(images)} frames of {len(frame_numbers)}: {_last_line(log)}")
     return np.stack(images)
 
 

@@ -190,9 +190,7 @@ class Hypernetwork(nn.Module):
         latents = self.perceiver(features.flatten(0, 1), mask=mask.repeat_interleave(n_layers, dim=0))
         latents = self.pre_head(latents)
         latents = F.normalize(latents.float(), dim=-1).to(latents.dtype)
-        by_module = rearrange(
-            latents, "(batch n_layers) (n_modules r) d -> n_modules batch n_layers r d", n_layers=n_layers, r=config.r
-        )
+        by_module = rearrange(latents, "(batch n_layers) (n_modules r) d -> n_modules batch n_layers r d", n_layers=n_layers, r=config.r)
         factors = {name: self.heads[name](x) for name, x in zip(self.modules_in_order, by_module, strict=True)}
         return _as_lora(factors, scaling=config.lora_scaling)
 

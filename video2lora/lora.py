@@ -33,9 +33,7 @@ class Lora:
 
     def __post_init__(self) -> None:
         if not self.lora_a or self.lora_a.keys() != self.lora_b.keys():
-            raise ValueError(
-                f"lora_a has modules {sorted(self.lora_a)}, lora_b {sorted(self.lora_b)}; expected the same, not none"
-            )
+            raise ValueError(f"lora_a has modules {sorted(self.lora_a)}, lora_b {sorted(self.lora_b)}; expected the same, not none")
         first = next(iter(self.lora_a.values()))
         for name, a in self.lora_a.items():
             b = self.lora_b[name]
@@ -181,9 +179,7 @@ def adapted(layers: nn.ModuleList | Sequence[nn.Module], lora: Lora) -> Iterator
     # unbind, not a slice per layer: the backward pass of a slice fills a whole zero tensor for each of them
     factors = {name: (a.unbind(1), lora.lora_b[name].unbind(1)) for name, a in lora.lora_a.items()}
     targets = [
-        (_target_module(layer, name, where=f"layer {i}"), a[i], b[i])
-        for i, layer in enumerate(layers)
-        for name, (a, b) in factors.items()
+        (_target_module(layer, name, where=f"layer {i}"), a[i], b[i]) for i, layer in enumerate(layers) for name, (a, b) in factors.items()
     ]
     for module, a, b in targets:
         _check_sizes(module, a, b)
@@ -193,9 +189,7 @@ def adapted(layers: nn.ModuleList | Sequence[nn.Module], lora: Lora) -> Iterator
         yield
 
 
-def _add_delta(
-    lora_a: Tensor, lora_b: Tensor, scaling: float
-) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+def _add_delta(lora_a: Tensor, lora_b: Tensor, scaling: float) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return lora_delta(inputs[0], lora_a=lora_a, lora_b=lora_b, scaling=scaling, base=output)
 
@@ -213,9 +207,7 @@ def _target_module(layer: nn.Module, name: str, *, where: str) -> nn.Module:
 def _check_sizes(module: nn.Module, lora_a: Tensor, lora_b: Tensor) -> None:
     got = (lora_a.shape[-1], lora_b.shape[-2])
     if isinstance(module, nn.Linear) and got != (module.in_features, module.out_features):
-        raise ValueError(
-            f"the adapter has (d_in, d_out) = {got}, the module ({module.in_features}, {module.out_features})"
-        )
+        raise ValueError(f"the adapter has (d_in, d_out) = {got}, the module ({module.in_features}, {module.out_features})")
 
 
 def _check_alike(loras: Sequence[Lora]) -> None:

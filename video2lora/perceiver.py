@@ -114,14 +114,10 @@ class Block(nn.Module):
 class Resampler(nn.Module):
     """Learned latents that read the same context `n_blocks` times, with weights of their own each time."""
 
-    def __init__(
-        self, d_latent: int, *, n_latents: int, n_blocks: int, n_heads: int, n_kv_heads: int, d_head: int
-    ) -> None:
+    def __init__(self, d_latent: int, *, n_latents: int, n_blocks: int, n_heads: int, n_kv_heads: int, d_head: int) -> None:
         super().__init__()
         self.latents = nn.Parameter(torch.zeros(n_latents, d_latent))
-        self.blocks = nn.ModuleList(
-            Block(d_latent, n_heads=n_heads, n_kv_heads=n_kv_heads, d_head=d_head) for _ in range(n_blocks)
-        )
+        self.blocks = nn.ModuleList(Block(d_latent, n_heads=n_heads, n_kv_heads=n_kv_heads, d_head=d_head) for _ in range(n_blocks))
         self.norm = RMSNorm(d_latent)
 
     def forward(

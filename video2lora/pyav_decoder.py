@@ -158,9 +158,7 @@ def _packets(container: InputContainer, stream: VideoStream) -> "Iterator[av.Pac
             yield packet
 
 
-def _seek_frames(
-    container: InputContainer, stream: VideoStream, scan: _Scan, chosen: list[int]
-) -> Iterator[VideoFrame | None]:
+def _seek_frames(container: InputContainer, stream: VideoStream, scan: _Scan, chosen: list[int]) -> Iterator[VideoFrame | None]:
     """One frame for each chosen pts (ascending), None and the end for one that is not found.
 
     Decoding begins with the file's first packet even where no frame of its GOP is chosen: it may say which x264 made
@@ -183,9 +181,7 @@ def _seek_frames(
         yield frame
 
 
-def _frames_from_keyframe(
-    container: InputContainer, stream: VideoStream, scan: _Scan, gop: int, chosen: set[int]
-) -> Iterator[VideoFrame]:
+def _frames_from_keyframe(container: InputContainer, stream: VideoStream, scan: _Scan, gop: int, chosen: set[int]) -> Iterator[VideoFrame]:
     """Frames shown from the keyframe on; of frames that nothing refers to, only the chosen ones."""
     key_pts = int(scan.key_pts[gop])
     for packet in _packets_from_keyframe(container, stream, scan, gop):
@@ -195,9 +191,7 @@ def _frames_from_keyframe(
     yield from _decoded(stream, None)
 
 
-def _packets_from_keyframe(
-    container: InputContainer, stream: VideoStream, scan: _Scan, gop: int
-) -> Iterator["av.Packet[VideoStream]"]:
+def _packets_from_keyframe(container: InputContainer, stream: VideoStream, scan: _Scan, gop: int) -> Iterator["av.Packet[VideoStream]"]:
     """The packets from this keyframe to the end, none if seeking does not lead to it.
 
     MPEG program streams land inside a packet and stamp the next ones wrongly, so a second try starts a GOP earlier.
@@ -245,9 +239,7 @@ def _all_frames(container: InputContainer, stream: VideoStream) -> Iterator[Vide
     yield from _decoded(stream, None)
 
 
-def _times_of_all_frames(
-    container: InputContainer, stream: VideoStream
-) -> tuple[Float64[np.ndarray, " n_shown"], float]:
+def _times_of_all_frames(container: InputContainer, stream: VideoStream) -> tuple[Float64[np.ndarray, " n_shown"], float]:
     """Ascending seconds, and how long the last frame is on show. A frame without a time follows on the one before.
 
     Decoders give frames in the order they are shown; where their times are not in that order, the order is right.

@@ -110,9 +110,7 @@ def choose_timestamps(
     return times_s[np.unique(np.linspace(start, stop, n_wanted, dtype=np.int64))]
 
 
-def shown_at(
-    times_s: Float64[np.ndarray, " n_shown"], timestamps_s: Float64[np.ndarray, " n_frames"]
-) -> Int64[np.ndarray, " n_frames"]:
+def shown_at(times_s: Float64[np.ndarray, " n_shown"], timestamps_s: Float64[np.ndarray, " n_frames"]) -> Int64[np.ndarray, " n_frames"]:
     """Number of the last frame whose time is <= the timestamp; the first frame for a timestamp before it."""
     return np.maximum(np.searchsorted(times_s, timestamps_s + SAME_INSTANT_S, side="right") - 1, 0)
 
@@ -129,9 +127,7 @@ def plan_frames(times_s: Float64[np.ndarray, " n_shown"], clip: ClipRequest, *, 
     times_s = times_s - times_s[0]
     clip_end_s = float(times_s[-1]) + last_frame_s
     if start_s > 0 and start_s >= clip_end_s - SAME_INSTANT_S:
-        raise VideoDecodeError(
-            RejectReason.NO_FRAMES, f"the span begins at {start_s} s, the clip ends at {clip_end_s:.3f} s"
-        )
+        raise VideoDecodeError(RejectReason.NO_FRAMES, f"the span begins at {start_s} s, the clip ends at {clip_end_s:.3f} s")
     span_end_s = clip_end_s if clip.end_s is None else min(clip.end_s, clip_end_s)
     first = int(shown_at(times_s, np.array([start_s]))[0])
     stop = len(times_s) if span_end_s == clip_end_s else int(np.searchsorted(times_s, span_end_s - SAME_INSTANT_S))

@@ -76,9 +76,7 @@ def content_id(path: str | os.PathLike[str]) -> str:
 def check_frame_size(width_px: int, height_px: int) -> None:
     """Raises VideoDecodeError (too_large) above MAX_FRAME_PX."""
     if width_px * height_px > MAX_FRAME_PX:
-        raise VideoDecodeError(
-            RejectReason.TOO_LARGE, f"frames of {width_px} x {height_px} px, expected <= {MAX_FRAME_PX} px"
-        )
+        raise VideoDecodeError(RejectReason.TOO_LARGE, f"frames of {width_px} x {height_px} px, expected <= {MAX_FRAME_PX} px")
 
 
 def unopened(path: str | os.PathLike[str], detail: str) -> VideoDecodeError:

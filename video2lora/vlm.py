@@ -167,10 +167,7 @@ class FrozenVLM:
     @torch.no_grad()
     def generate(self, batch: TextBatch, *, max_new_tokens: int, frame_tokens: Tensor | None = None) -> list[Answer]:
         """Greedy answers, one per row."""
-        if frame_tokens is None:
-            inputs = {"input_ids": batch.input_ids}
-        else:
-            inputs = {"inputs_embeds": self.embed(batch, frame_tokens)}
+        inputs = {"input_ids": batch.input_ids} if frame_tokens is None else {"inputs_embeds": self.embed(batch, frame_tokens)}
         new = self.model.generate(
             **inputs,
             attention_mask=batch.mask,

@@ -209,9 +209,7 @@ def _written(clips: list[Clip], folder: str, *, n_processes: int) -> Iterator[No
         try:
             yield from pool.map(_write_clip, clips, [folder] * len(clips), chunksize=4)
         except BrokenProcessPool as error:
-            raise StageFailedError(
-                f"made world: a process ended while drawing ({error}); run again, it continues"
-            ) from error
+            raise StageFailedError(f"made world: a process ended while drawing ({error}); run again, it continues") from error
 
 
 def _write_clip(clip: Clip, folder: str) -> None:

@@ -47,7 +47,5 @@ def shape_distance(
         return np.maximum(np.abs(x) * 0.8944 - (y + radius) * 0.4472, y - 0.8 * radius)
     if shape == "cross":
         arm, width = radius, 0.36 * radius
-        return np.minimum(
-            np.maximum(np.abs(x) - arm, np.abs(y) - width), np.maximum(np.abs(y) - arm, np.abs(x) - width)
-        )
+        return np.minimum(np.maximum(np.abs(x) - arm, np.abs(y) - width), np.maximum(np.abs(y) - arm, np.abs(x) - width))
     raise ValueError(f"shape: got {shape!r}, expected circle, square, triangle or cross")

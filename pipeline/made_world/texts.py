@@ -1,7 +1,7 @@
 """Scene -> its summary, its caption, and questions with their answers.
 
-A question family is what a question is about. TEMPORAL lists the families no single frame can answer (at level 1 a third of
-them). Wording varies; answers do not: one word each, drawn so that each is equally frequent, which keeps guessing from the question alone low.
+A question family is what a question is about. TEMPORAL lists the families no single frame can answer (at level 1 a third of them).
+Wording varies; answers do not: one word each, drawn so that each is equally frequent, which keeps guessing from the question low.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,9 @@ QUESTIONS = {
     "background": ("What colour is the background?", "Which background does the video have?", "Name the background colour."),
     "is_colour": ("Is the object {value}?", "Is the shape {value}?", "Does the video show something {value}?"),
     "direction": ("Which way does the object move?", "In which direction does the shape go?", "Where is the object moving to?"),
-    "axis": ("Does the object move horizontally or vertically?", "Is the motion horizontal or vertical?", "Along which axis is the motion?"),
+    "axis": (
+        "Does the object move horizontally or vertically?", "Is the motion horizontal or vertical?", "Along which axis is the motion?",
+    ),
     "is_direction": ("Does the object move {value}?", "Is the shape going {value}?", "Is {value} the direction of motion?"),
 }  # fmt: skip
 TEMPORAL = frozenset({"direction", "axis", "is_direction"})

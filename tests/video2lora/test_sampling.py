@@ -47,9 +47,7 @@ def test_uniform_always_gives_its_number_of_frames_from_first_to_last(n_shown: i
 
 def test_rounding_does_not_move_a_timestamp_before_its_frame() -> None:
     times_s = np.arange(2 * 11 + 1) / 30  # every second frame: linspace(...) lands a rounding error beside the times
-    assert plan_frames(times_s, request(Sampling(n_frames=12)), last_frame_s=1 / 30).frame_numbers.tolist() == [
-        *range(0, 23, 2)
-    ]
+    assert plan_frames(times_s, request(Sampling(n_frames=12)), last_frame_s=1 / 30).frame_numbers.tolist() == [*range(0, 23, 2)]
 
 
 def test_uniform_follows_time_and_not_frame_numbers() -> None:
@@ -102,9 +100,7 @@ def test_names_are_keys() -> None:
     assert [s.name for s in samplings] == ["uniform-12", "published-12-1fps", "fps-2", "fps-0.5-max-64"]
 
 
-@pytest.mark.parametrize(
-    "settings", [{"n_frames": 0}, {"n_frames": -1, "policy": "fps"}, {"fps": 0}, {"fps": math.inf}, {"n_frame": 3}]
-)
+@pytest.mark.parametrize("settings", [{"n_frames": 0}, {"n_frames": -1, "policy": "fps"}, {"fps": 0}, {"fps": math.inf}, {"n_frame": 3}])
 def test_sampling_refuses_what_gives_no_frames(settings: dict[str, float]) -> None:
     with pytest.raises(pydantic.ValidationError):
         Sampling(**settings)

@@ -130,12 +130,8 @@ def test_phone_videos_are_turned_upright(tmp_path: Path, rotation_deg: int) -> N
     assert (info.rotation_deg, info.width_px, info.height_px) == (rotation_deg, 40, 24)
 
 
-@pytest.mark.parametrize(
-    ("width_px", "height_px", "edge_px"), [(101, 57, 50), (57, 101, 50), (33, 1, 16), (31, 17, 384)]
-)
-def test_odd_sizes_keep_their_aspect_and_are_never_enlarged(
-    tmp_path: Path, width_px: int, height_px: int, edge_px: int
-) -> None:
+@pytest.mark.parametrize(("width_px", "height_px", "edge_px"), [(101, 57, 50), (57, 101, 50), (33, 1, 16), (31, 17, 384)])
+def test_odd_sizes_keep_their_aspect_and_are_never_enlarged(tmp_path: Path, width_px: int, height_px: int, edge_px: int) -> None:
     path = write_clip(tmp_path / "c.mkv", [0], width_px=width_px, height_px=height_px, codec="ffv1", pixels="bgr0")
     images = decode(path, Sampling(n_frames=1), longest_edge_px=edge_px).images
     scale = min(1, edge_px / max(width_px, height_px))
@@ -237,9 +233,7 @@ def bad_file(folder: Path, kind: RejectReason) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "reason", [r for r in RejectReason if r not in (RejectReason.NO_FRAMES, RejectReason.DEADLINE)]
-)
+@pytest.mark.parametrize("reason", [r for r in RejectReason if r not in (RejectReason.NO_FRAMES, RejectReason.DEADLINE)])
 def test_bad_files_are_refused_for_their_reason(tmp_path: Path, reason: RejectReason) -> None:
     path = bad_file(tmp_path, reason)
     with pytest.raises(VideoDecodeError) as error:

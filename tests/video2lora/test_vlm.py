@@ -57,13 +57,13 @@ def test_target_losses_are_transformers_loss_of_each_row_alone(vlm: FrozenVLM) -
 def test_batched_answers_are_those_of_each_question_alone(vlm: FrozenVLM) -> None:
     frames = made_frames(4, seed=3)
     questions = ["What colour is the background?", "How many shapes are in the video, in all, would you say?"]
-    together = vlm.generate(
-        vlm.video_batch([frames, frames], questions), max_new_tokens=7, frame_tokens=vlm.frame_tokens([frames, frames])
-    )
+    together = vlm.generate(vlm.video_batch([frames, frames], questions), max_new_tokens=7, frame_tokens=vlm.frame_tokens([frames, frames]))
     for question, answer in zip(questions, together, strict=True):
         batch = vlm.video_batch([frames], [question])
         pixels = torch.from_numpy(squash(frames.images, vlm.image_size_px)).permute(0, 3, 1, 2)[None] / 127.5 - 1.0
-        expected = vlm.model.generate(input_ids=batch.input_ids, attention_mask=batch.mask, pixel_values=pixels, max_new_tokens=7, do_sample=False)
+        expected = vlm.model.generate(
+            input_ids=batch.input_ids, attention_mask=batch.mask, pixel_values=pixels, max_new_tokens=7, do_sample=False
+        )
         text = vlm.tokenizer.decode(expected[0, batch.input_ids.shape[1] :], skip_special_tokens=True).strip()
         assert answer.text == text
         assert answer.n_visual_tokens == 4 * vlm.n_image_tokens

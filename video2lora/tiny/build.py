@@ -1,8 +1,8 @@
 """Config, tokenizer, processor files and first weights of the small VLM.
 
-The architecture is transformers' SmolVLM as it stands, made small: SigLIP-like tower 3 x 96 on 48-px frames in 6-px patches,
-pixel shuffle to 4 tokens a frame, Llama 4 x 128. The tokenizer is a byte-level BPE: words of the made world are single tokens,
-any other text still encodes. The fixed strings of SmolVLM2's video prompt are single tokens too, so that a clip of four frames costs about 50.
+The architecture is transformers' SmolVLM as it stands, made small: SigLIP-like tower 3 x 96 on 48-px frames in 6-px patches, pixel
+shuffle to 4 tokens a frame, Llama 4 x 128. The tokenizer is a byte-level BPE: words of the made world are single tokens, any other text
+still encodes. The fixed strings of SmolVLM2's video prompt are single tokens too, so that a clip of four frames costs about 50.
 
 Weights are drawn at 1 / sqrt(fan-in): with transformers' default of 0.02 a model this narrow does not learn (method notes, section 8).
 """

@@ -168,7 +168,11 @@ def answer_loss(
     embeds = model.model.text_model.get_input_embeddings()(input_ids)
     embeds = model.model.inputs_merger(input_ids, embeds, tokens)
     output = model.model.text_model(
-        inputs_embeds=embeds, attention_mask=shared_prefix_mask(segments), position_ids=positions, output_hidden_states=True, use_cache=False
+        inputs_embeds=embeds,
+        attention_mask=shared_prefix_mask(segments),
+        position_ids=positions,
+        output_hidden_states=True,
+        use_cache=False,
     )
     ends = (segments == 0).sum(1) - 1
     summed_up = output.hidden_states[-2][torch.arange(len(rows)), ends]
@@ -200,9 +204,7 @@ def shared_prefix_mask(segments: Int[Tensor, "batch n_tokens"]) -> Float[Tensor,
 
 def _pack(tokenizer: PreTrainedTokenizerFast, batch: ClipBatch, i: int) -> tuple[list[int], list[int], list[int], list[int]]:
     """One clip's prefix and all its questions: token ids, next-token targets, segment of each token, positions."""
-    prefix = prompts.video_prefix(
-        batch.timestamps_s[i], batch.durations_s[i], placeholder=prompts.frame_placeholder(N_IMAGE_TOKENS)
-    )
+    prefix = prompts.video_prefix(batch.timestamps_s[i], batch.durations_s[i], placeholder=prompts.frame_placeholder(N_IMAGE_TOKENS))
     ids = tokenizer.encode(prefix, add_special_tokens=False)
     n_prefix = len(ids)
     targets, segments, positions = [IGNORE] * n_prefix, [0] * n_prefix, list(range(n_prefix))
