@@ -110,7 +110,7 @@ def _write(frames: Table, lookup: pa.Table, examples: Table, *, where: Where, ro
     with cluster(where), failing(STAGE), counting(STAGE, "videos", len(lookup)) as counter:
         if ray.cluster_resources().get("CPU", 0.0) < 1:
             raise StageFailedError("examples: the Ray cluster has less than 1 CPU")
-        ds = build(ray.data.read_parquet(frames.shards(), columns=FRAME_COLUMNS), ray.put(lookup))
+        ds = build(ray.data.read_parquet(frames.shards()).select_columns(FRAME_COLUMNS), ray.put(lookup))
         for batch in ds.iter_batches(batch_size=rows_per_shard, batch_format="pyarrow"):
             shard = cast(pa.Table, batch)
             rows = shard.select(EXAMPLES.schema.names).to_pylist()

@@ -96,13 +96,15 @@ def build(ds: "ray.data.Dataset", settings: FramesSettings, *, n_decoders: int) 
     import ray.data
 
     # 1. videos -> outcomes, n to n. An actor per core: libav runs on one thread, the actor sleeps while its child decodes.
+    #    One block at a time each: by default the first actor to start takes several, and the others have nothing to do.
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=n_decoders, initial_size=n_decoders, max_tasks_in_flight_per_actor=1)
     return ds.map_batches(
         DecodeVideos,
         fn_constructor_args=(settings,),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=CPUS_PER_DECODER,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=n_decoders, initial_size=n_decoders),
+        compute=pool,
     )
 
 

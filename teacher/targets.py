@@ -14,8 +14,9 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -197,10 +198,16 @@ def build(ds: "ray.data.Dataset", left: "ray.ObjectRef", plan: Plan, *, where: W
     """Addresses of shards of `frames`, one a block -> blocks of outcomes."""
     import ray.data
 
-    # 1. shard -> its frames, each with what is left to ask, 1 to n. No core of its own: it waits for the disk, and engines may hold every
-    #    core there is. (Ray's read_parquet lists files in a task of one core, whatever it is told: with every core held, it never runs.)
+    # 1. shard -> its frames, each with what is left to ask, 1 to n. A reader per engine, without a core of its own: it waits for the disk,
+    #    and engines may hold every core there is. (Ray's read_parquet lists files in a task of one core, whatever it is told: with every
+    #    core held, it never runs. And of tasks without a core, unless told how many, Ray starts all at once.)
     ds = ds.map_batches(
-        _frames_to_ask, fn_kwargs={"left": left, "sampling": plan.sampling}, batch_size=1, batch_format="pyarrow", num_cpus=0
+        _frames_to_ask,
+        fn_kwargs={"left": left, "sampling": plan.sampling},
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=0,
+        compute=ray.data.TaskPoolStrategy(size=n_engines),
     )
     # 2. frames -> outcomes, one for each prompt. An engine per GPU; else one per `teacher_cpus` cores: half of the work is Python on
     #    one thread, so two engines of a core each do more than one on two.
@@ -267,21 +274,32 @@ def _write(frames: Table, left: PromptsByVideo, plan: Plan, *, targets: Table, w
     import ray  # here, so that a run with nothing to do starts in a second
 
     from infra.cluster import cluster
-    from infra.flow import write_outcomes
 
     check_room(plan)
-    n_prompts, n_tokens, started = sum(map(len, left.values())), _n_tokens(targets), time.monotonic()
-    with cluster(where), counting(STAGE, "prompts", n_prompts) as counter:
+    n_prompts, n_before, started = sum(map(len, left.values())), _n_tokens(targets), time.monotonic()
+    with cluster(where):
         n_engines = min(math.ceil(n_prompts / PROMPTS_PER_ENGINE), engines_that_fit(ray.cluster_resources(), where))
         say(f"targets: {n_prompts} prompts about {len(left)} videos; starting {n_engines} vLLM engine(s) with {plan.teacher}")
         try:
             ds = ray.data.from_arrow([pa.table({"address": [shard]}) for shard in frames.shards()])
-            write_outcomes(build(ds, ray.put(left), plan, where=where, n_engines=n_engines), targets, counter)
+            ds = build(ds, ray.put(left), plan, where=where, n_engines=n_engines)
+            _commit(iter(ds.iter_batches(batch_size=None, batch_format="pyarrow")), targets, n_prompts=n_prompts)
         except ray.exceptions.RayError as error:
             last_line = str(error).strip().splitlines()[-1]
             raise StageFailedError(f"targets: {last_line}; run the same command again, it continues") from error
-    written, seconds = _n_tokens(targets) - n_tokens, time.monotonic() - started
-    say(f"targets: {written} tokens in {seconds:.1f} s, {written / seconds:.1f}/s, start of Ray and engines included")
+    n_tokens, seconds = _n_tokens(targets) - n_before, time.monotonic() - started
+    say(f"targets: {n_tokens} tokens in {seconds:.1f} s, {n_tokens / seconds:.1f}/s, start of Ray and engines included")
+
+
+def _commit(blocks: Iterator[pa.Table], targets: Table, *, n_prompts: int) -> None:
+    """Counts from the first block on: until then engines start, and a rate would say nothing of the time left."""
+    from infra.flow import commit_outcomes
+
+    first = next(blocks)
+    with counting(STAGE, "prompts", n_prompts) as counter:
+        for block in chain((first,), blocks):
+            commit_outcomes(targets, block)
+            counter.advance(len(block))
 
 
 def check_room(plan: Plan) -> None:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 HELD_BYTES = 1 << 30  # decoded pictures a worker holds; beyond that they stream. Ours: leaves 2 GiB workers their model
 SHUFFLED_BATCHES = 8  # of a streamed epoch, the batches whose rows are mixed; the shards are shuffled when they are made
 DECODE_CPUS = 0.5  # a fraction, so that decoding finds room beside training workers on a machine of 2 cores (ray#44687)
-COLUMNS = ["video_id", "split", "jpegs", "timestamps_s", "duration_s", "targets"]
 DECODED = pa.schema(
     [
         EXAMPLES.schema.field("video_id"),
@@ -125,7 +124,7 @@ def build(shards: list[str], split: str, *, seed: int) -> "ray.data.Dataset":
     from ray.data.expressions import col
 
     # 1. shard -> rows of the split. Ray Data applies the filter while reading, so other splits' pictures are never loaded.
-    ds = ray.data.read_parquet(shards, columns=COLUMNS, shuffle=ray.data.FileShuffleConfig(seed=seed), num_cpus=DECODE_CPUS)
+    ds = ray.data.read_parquet(shards, shuffle=ray.data.FileShuffleConfig(seed=seed), num_cpus=DECODE_CPUS)
     ds = ds.filter(expr=col("split") == split, num_cpus=DECODE_CPUS)
     # 2. JPEG -> uint8, n rows to n rows; fused with the read. One task decodes about 2,000 pictures of 384 px in 10 s.
     return ds.map_batches(decode_block, batch_size=64, batch_format="pyarrow", num_cpus=DECODE_CPUS)

@@ -62,6 +62,7 @@ class News:
             case {"kind": "start", "step": step}:
                 if step != self.step:
                     say(f"train: workers were lost and started again behind step {step}")
+                self.error = None
                 self._advance(step)
             case {"kind": "steps", "losses": losses, "n_targets": n_targets}:
                 self._steps(losses, n_targets)

@@ -116,8 +116,10 @@ def train(recipe: Recipe, where: Where, made_from: dict[str, Any], planned: Plan
         finally:
             done.set()
         told = following.result()
+        if told is not None:
+            raise told from failure
         if failure is not None:
-            raise told or StageFailedError(f"train: {_last_line(failure)}; run the same command again, it continues") from failure
+            raise StageFailedError(f"train: {_last_line(failure)}; run the same command again, it continues") from failure
 
 
 def build(

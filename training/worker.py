@@ -183,6 +183,8 @@ def work(config: dict[str, Any]) -> None:
     job: Job = config["job"]
     try:
         _train(Worker(job))
+    except BadInputError as error:  # every worker has the same input, so all end here: a restart would not help
+        ray.get(job.board.tell.remote({"kind": "error", "error": error}))
     except CommandError as error:
         ray.get(job.board.tell.remote({"kind": "error", "error": error}))
         raise

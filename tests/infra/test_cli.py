@@ -12,9 +12,7 @@ from infra.errors import StorageError
 
 def video2lora(*arguments: str, data: Path) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": "/usr/bin:/bin", "VIDEO2LORA_DATA": str(data), "HF_HUB_OFFLINE": "1", "HOME": str(data)}
-    return subprocess.run(
-        [sys.executable, "-m", "infra.cli", *arguments], env=environment, capture_output=True, text=True, timeout=240
-    )
+    return subprocess.run([sys.executable, "-m", "infra.cli", *arguments], env=environment, capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,7 @@ def test_rows_and_rejects_come_back(tmp_path: Path) -> None:
     table.commit([video("d")], [])
     assert sorted(table.read()["video_id"].to_pylist()) == ["a", "b", "d"]
     assert table.done_keys() == {"a", "b", "d", "c.mp4"}
-    assert all_rejects(str(tmp_path)).to_pylist() == [
-        {"stage": "manifest", "key": "c.mp4", "reason": "empty_file", "detail": "0 bytes"}
-    ]
+    assert all_rejects(str(tmp_path)).to_pylist() == [{"stage": "manifest", "key": "c.mp4", "reason": "empty_file", "detail": "0 bytes"}]
     table.complete(n_in=4)
     assert not table.begin(MADE)
 

@@ -17,9 +17,10 @@ from PIL import Image
 
 from infra.artifacts import VIDEOS
 from infra.config import FramesSettings, Recipe, Where
-from infra.errors import BadInputError, MadeFromOtherError, StageFailedError
+from infra.errors import BadInputError, MadeFromOtherError, StageFailedError, StorageError
 from infra.storage import Table
 from pipeline import frames, manifest
+from pipeline.stage import failing
 from video2lora.video import Sampling
 
 RECIPE = Recipe(frames=FramesSettings(sampling=Sampling(n_frames=5), longest_edge_px=32, deadline_s=30.0))
@@ -126,8 +127,22 @@ def test_two_cpus_decode_two_clips_at_a_time(tmp_path: Path) -> None:
     done = threading.Event()
     thread = threading.Thread(target=hold_both, args=(pipes, found, done))
     thread.start()
-    outcomes = frames.build(ds, RECIPE.frames.model_copy(update={"deadline_s": 60.0}), n_decoders=2).take_all()
+    outcomes = frames.build(ds, RECIPE.frames.model_copy(update={"deadline_s": 300.0}), n_decoders=2).take_all()
     done.set()
     thread.join()
     assert found == [True]
     assert sorted(row["reject"]["key"] for row in outcomes) == ["one/uniform-5", "other/uniform-5"]
+
+
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_what_stops_a_worker_is_one_clear_error() -> None:
+    import ray
+
+    @ray.remote
+    def fail(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(StorageError, match=r"^the bucket is out of reach$"), failing("frames"):
+        ray.get(fail.remote(StorageError("the bucket is out of reach")))
+    with pytest.raises(StageFailedError, match=r"^frames: .*memory is broken; run the same command again"), failing("frames"):
+        ray.get(fail.remote(RuntimeError("the memory is broken")))

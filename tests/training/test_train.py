@@ -147,6 +147,7 @@ def test_what_only_workers_can_refuse_is_said_and_nothing_is_left(recipe: Recipe
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Exception in thread:pytest.PytestUnhandledThreadExceptionWarning")  # Ray Data, left in mid-epoch
 def test_a_streamed_split_comes_by_ray_data(where: Where) -> None:
     from infra.cluster import cluster
     from training.batches import Batch, Share, StreamedExamples, build, read_all

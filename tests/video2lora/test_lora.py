@@ -1,6 +1,7 @@
 """LoRA as data and in a model, against PEFT on each example alone."""
 
 import copy
+import copy
 import itertools
 from collections.abc import Callable
 
@@ -77,19 +78,21 @@ def peft_logits_and_gradients(model: LlamaForCausalLM, lora: Lora, tokens: Tenso
 
 
 def test_each_example_of_a_batch_answers_and_learns_as_with_peft_alone(model: LlamaForCausalLM, tokens: Tensor) -> None:
-    lora = random_lora()
+    """In fp64, where the order of sums cannot hide or feign a difference."""
+    model = copy.deepcopy(model).double()
+    lora = random_lora().map(lambda factor: factor.detach().double().requires_grad_())
     with adapted(model.model.layers, lora):
         logits = model(tokens).logits
     logits.square().sum().backward()
     for i in range(BATCH):
         expected, gradients = peft_logits_and_gradients(model, select(lora, torch.tensor([i])), tokens[i : i + 1])
-        torch.testing.assert_close(logits[i : i + 1], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(logits[i : i + 1], expected, rtol=1e-9, atol=1e-9)
         assert len(gradients) == 2 * len(SIZES) * N_LAYERS
         for name, layer in itertools.product(SIZES, range(N_LAYERS)):
             for factor, ours in (("lora_a", lora.lora_a), ("lora_b", lora.lora_b)):
                 theirs = gradients[f"{factor}.{name}.{layer}"]
                 scale = theirs.abs().max().item()
-                torch.testing.assert_close(ours[name].grad[i, layer], theirs, rtol=1e-5, atol=1e-5 * scale)
+                torch.testing.assert_close(ours[name].grad[i, layer], theirs, rtol=1e-9, atol=1e-9 * scale)
 
 
 def test_one_adapter_serves_a_whole_batch(model: LlamaForCausalLM, tokens: Tensor) -> None:
