@@ -1,7 +1,6 @@
 """LoRA as data and in a model, against PEFT on each example alone."""
 
 import copy
-import copy
 import itertools
 from collections.abc import Callable
 
