@@ -122,8 +122,7 @@ class Worker:
         with self.clock.part("encode"):
             features = self.encoder(batch.examples)
         with self.clock.part("loss"):
-            texts, video_of_row = text_of(self.vlm, batch)
-            losses: torch.Tensor = self.engine.deepspeed(features, texts, video_of_row)
+            losses: torch.Tensor = self.engine.deepspeed(features, text_of(self.vlm, batch))
             return losses.mean()
 
     def train_step(self) -> tuple[float, int]:
