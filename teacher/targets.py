@@ -29,7 +29,7 @@ from infra.config import Recipe, TeacherSettings, Where, load_recipe, load_where
 from infra.errors import BadInputError, StageFailedError
 from infra.progress import counting, say
 from infra.storage import Table, read_json, reject
-from teacher.engine import Engine, Model, Request, Written, find_model, max_model_len, pictures
+from teacher.engine import Engine, Model, Request, Written, engine_environment, find_model, max_model_len, pictures
 from teacher.prompts import PROMPT_SETS, QUESTION, Prompt, PromptSet, prompts_of
 from video2lora import prompts
 
@@ -219,7 +219,7 @@ def build(ds: "ray.data.Dataset", left: "ray.ObjectRef", plan: Plan, *, where: W
         num_cpus=where.teacher_cpus,
         num_gpus=where.teacher_gpus,
         compute=ray.data.ActorPoolStrategy(size=n_engines),
-        runtime_env={"env_vars": engine_environment(plan, where)},
+        runtime_env={"env_vars": engine_environment(plan.model, gpu=plan.gpu, n_threads=max(1, round(where.teacher_cpus)))},
     )
 
 
@@ -312,17 +312,6 @@ def check_room(plan: Plan) -> None:
             f"recipe: teacher.max_model_len: {plan.n_frames} frames are {n_needed} tokens, and {plan.longest} is all that "
             f"max_model_len and max_tokens leave; take fewer frames or a larger max_model_len"
         )
-
-
-def engine_environment(plan: Plan, where: Where) -> dict[str, str]:
-    """What vLLM reads from its process's environment."""
-    variables = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}  # on a CPU a warning per request is 5 % of the time
-    if plan.model.revision is None:
-        variables["HF_HUB_OFFLINE"] = "1"
-    if not plan.gpu:
-        # In this process: starts in 15 s; with a process of its own, vLLM takes 150. One thread per core that Ray gave.
-        variables |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(max(1, round(where.teacher_cpus)))}
-    return variables
 
 
 def engines_that_fit(resources: Mapping[str, float], where: Where) -> int:

@@ -99,8 +99,8 @@ def test_a_killed_training_is_continued_and_complete_once(recipe: Recipe, recipe
     while (there := checkpoints.latest(f"{folder}/checkpoints")) is None and killed.poll() is None:
         time.sleep(0.05)
     killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert there is not None and there.step < recipe.training.n_steps
+    _, progress = killed.communicate()
+    assert there is not None and there.step < recipe.training.n_steps, progress
     assert not Table(where.data, "hypernetwork").is_complete()
 
     continued = start(recipe_file, where)
