@@ -11,7 +11,6 @@ setup: $(VENV)/.ready
 
 $(VENV)/.ready: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11 setup"; exit 2; }
-	@command -v c++ >/dev/null || { echo "A C++ compiler is needed (g++ or clang++, as c++): DeepSpeed builds a small extension once"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	DS_BUILD_OPS=0 $(RUN)/pip install --quiet --disable-pip-version-check --no-deps -r constraints.txt
 	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
