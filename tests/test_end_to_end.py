@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-import mlflow
 import pytest
+from mlflow import MlflowClient
 
 from infra.artifacts import SYSTEMS
 from infra.storage import Table, all_rejects
@@ -71,8 +71,8 @@ def test_the_demo_survives_a_kill_and_ends_with_closed_books(tmp_path: Path) -> 
     report = json.loads((data / "report" / "report.json").read_text())
     assert json.dumps(report).count("gap") >= 1
     assert (data / "report" / "report.html").read_text().startswith("<!doctype html>")
-    mlflow.set_tracking_uri(f"sqlite:///{data}/mlflow.db")
-    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    client = MlflowClient(tracking_uri=f"sqlite:///{data}/mlflow.db")
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert len(runs) == 1
     assert runs[0].data.params and runs[0].data.metrics
 

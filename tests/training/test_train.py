@@ -107,7 +107,8 @@ def test_a_killed_training_is_continued_and_complete_once(recipe: Recipe, recipe
     told, progress = continued.communicate()
     assert continued.returncode == 0, progress
     assert "going on from the checkpoint at step" in progress and "6 steps" in told and "1 examples rejected" in told
-    assert "video-001 left out: decode_error" in progress
+    if "from the checkpoint at step 6" not in progress:  # the killed driver's workers may have come that far before they ended
+        assert "video-001 left out: decode_error" in progress
 
     metadata = json.loads(Path(folder, "config.json").read_text())["metadata"]
     assert metadata["step"] == 6 and metadata["made_from"]["inputs"]["examples"]["stage"] == "examples"
