@@ -177,6 +177,8 @@ def publish(checkpoint: checkpoints.Checkpoint, output: Table, recipe: Recipe, w
 
     run = open_run(where, recipe)
     if run is not None:
+        for score in checkpoint.state["validation"]:  # again: a driver that was killed heard of none since its death
+            run.log_metrics([(f"validation_{name}", score[name], int(score["step"])) for name in ("loss", "exact_match")])
         for name in checkpoints.NETWORK_FILES:
             run.log_bytes(checkpoints.read(checkpoint, name), folder="hypernetwork", name=name)
         run.end()
