@@ -121,11 +121,12 @@ def ask(
 @tiny_app.command(name="train")
 def tiny_train(
     output: Annotated[Path, typer.Option("--output", "-o", help="A new folder for the weights.")],
+    level: Annotated[int, typer.Option(help="Level of the made world's clips.")] = 1,
     seed: int = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the second part; for trying things out.")] = None,
 ) -> None:
     """Train the small VLM on the made world (at most 90 minutes on 2 cores)."""
-    importlib.import_module("pipeline.tiny_vlm").run_train(output, seed=seed, answer_steps=steps)
+    importlib.import_module("pipeline.tiny_vlm").run_train(output, level=level, seed=seed, answer_steps=steps)
 
 
 @tiny_app.command(name="verify")

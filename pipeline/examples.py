@@ -21,8 +21,8 @@ from infra.artifacts import EXAMPLES
 from infra.config import Recipe, Where, load_recipe, load_where
 from infra.errors import StageFailedError
 from infra.progress import counting, say
+from infra.stage import failing, summary
 from infra.storage import Table, reject
-from pipeline.stage import failing, summary
 
 if TYPE_CHECKING:
     import ray

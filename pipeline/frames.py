@@ -8,7 +8,6 @@ step does it all (fetch, decode, encode), so nothing waits in memory between ste
 the first.
 """
 
-import io
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +18,11 @@ from infra.artifacts import FRAMES
 from infra.config import FramesSettings, Recipe, Where, load_recipe, load_where
 from infra.errors import StageFailedError
 from infra.progress import counting, say
+from infra.stage import failing, summary
 from infra.storage import Table, reject
 from pipeline.sources import local_copy
-from pipeline.stage import failing, summary
 from video2lora.decode_process import DeadlineDecoder
+from video2lora.jpeg import to_jpeg
 from video2lora.video import Frames, VideoDecodeError
 
 if TYPE_CHECKING:
@@ -39,19 +39,12 @@ def frames_row(video_id: str, frames: Frames, settings: FramesSettings) -> dict[
     return {
         "video_id": video_id,
         "sampling": settings.sampling.name,
-        "jpegs": [jpeg(Image.fromarray(image), quality=settings.jpeg_quality) for image in frames.images],
+        "jpegs": [to_jpeg(Image.fromarray(image), quality=settings.jpeg_quality) for image in frames.images],
         "timestamps_s": frames.timestamps_s.tolist(),
         "duration_s": frames.duration_s,
         "height_px": height_px,
         "width_px": width_px,
     }
-
-
-def jpeg(image: Image.Image, *, quality: int) -> bytes:
-    """With colours at full resolution (4:4:4): small frames lose too much at half."""
-    file = io.BytesIO()
-    image.save(file, format="JPEG", quality=quality, subsampling=0)
-    return file.getvalue()
 
 
 def row_key(video_id: str, settings: FramesSettings) -> str:

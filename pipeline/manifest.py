@@ -25,15 +25,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from infra.config import Recipe, Where, load_recipe, load_where
 from infra.progress import counting, say
+from infra.stage import summary
 from infra.storage import Table, digest, reject
 from pipeline.sources import S3, Source, SourceRow, beside, content_hash, read_jsonl, read_source, resolve
-from pipeline.stage import summary
-from video2lora.video import VideoDecodeError, probe
+from video2lora.video import VideoDecodeError, probe, short_id
 
 STAGE = "manifest"
 N_HASHING = 8  # threads; Python's lock is free while they read and hash
 VIDEOS_PER_COMMIT = 256
-ID_CHARACTERS = 20  # 80 bits of SHA-256: among a billion clips, two share an id with a chance of 4e-7
 
 Span = tuple[float | None, float | None]
 
@@ -95,7 +94,7 @@ class Examined:
 def parse_video(row: SourceRow, folder: str) -> VideoRow | dict[str, Any]:
     """The row with its address in full, or its reject."""
     if not row.problem and row.path in (None, ""):
-        return reject(STAGE, row.key, "no_path", f"no {'uri'} in it")
+        return reject(STAGE, row.key, "no_path", "no uri in it")
     fields = _fields(row)
     try:
         if row.problem:
@@ -121,7 +120,7 @@ def parse_question(row: SourceRow, folder: str, *, benchmark: str) -> QuestionRo
 def video_id(content: str, span: Span) -> str:
     """From the hash of the content, and the span where there is one."""
     text = content if span == (None, None) else hashlib.sha256(f"{content} {span[0]} {span[1]}".encode()).hexdigest()
-    return text[:ID_CHARACTERS]
+    return short_id(text)
 
 
 def video_row(one: Named) -> dict[str, Any]:
@@ -177,7 +176,7 @@ def match_questions(source: Source, examined: Examined, *, benchmark: str) -> tu
             rejects.append(reject(STAGE, row.key, "question_without_video", f"{one.uri} is not in the manifest, or was rejected"))
             continue
         text = "\n".join((video, one.question, one.style))
-        question_id = hashlib.sha256(text.encode()).hexdigest()[:ID_CHARACTERS]
+        question_id = short_id(hashlib.sha256(text.encode()).hexdigest())
         if question_id in rows:
             rejects.append(reject(STAGE, row.key, "duplicate", f"asked of {one.uri} before: {one.question}"))
             continue

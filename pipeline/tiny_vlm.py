@@ -7,7 +7,6 @@ Training draws frames straight from the renderer, at the times and sizes a clip 
 JPEG as the `frames` stage; scenes of the train split only. `verify` measures on real H.264 test clips, decoded as any other video.
 """
 
-import io
 import json
 import platform
 import tempfile
@@ -26,158 +25,106 @@ import torch
 from num2words import num2words
 from PIL import Image
 
-from infra.config import WorldSettings
+from infra.config import FramesSettings, WorldSettings
 from infra.errors import BadInputError
 from infra.progress import counting, say
 from pipeline.made_world import clips as made_clips
 from pipeline.made_world import render, scene, texts
 from pipeline.made_world.clips import CLIP_SIZES_PX
+from pipeline.tiny_labels import Labels, clip_facts, frame_facts, labels_of, n_slots
 from video2lora import prompts
+from video2lora.jpeg import from_jpegs, to_jpeg
 from video2lora.scoring import exact_match
 from video2lora.tiny.build import IMAGE_SIZE_PX, PATCH_PX, build_model, build_tokenizer, save_vlm
-from video2lora.tiny.train import IGNORE, ClipBatch, FactHeads, FrameHeads, TrainConfig, teach_answers, teach_vision
+from video2lora.tiny.train import ClipBatch, ClipHeads, FrameHeads, TrainConfig, polish, teach_answers, teach_vision
 from video2lora.video import Sampling, decode
-from video2lora.vlm import FrozenVLM, load_vlm
+from video2lora.vlm import FrozenVLM, load_vlm, squash, vlm_path
 
-LEVEL = 1
 N_FRAMES = 4
 N_CLIPS = 24_000  # drawn once, asked about in many ways
 MINUTES_ALLOWED = 90
-JPEG_QUALITY = 95
-
-FRAME_FACTS = {
-    "colour": tuple(scene.COLOURS), "shape": scene.SHAPES, "size": tuple(scene.SIZES), "count": scene.COUNTS,
-    "background": tuple(scene.BACKGROUNDS),
-}  # fmt: skip
-CLIP_FACTS = FRAME_FACTS | {"direction": tuple(scene.DIRECTIONS)}
 
 
 @dataclass(frozen=True)
-class DrawnClips:
-    """Scenes with the frames a sampler would see. frames: uint8 [n, n_frames, px, px, 3]."""
+class DrawnClip:
+    """A scene with the frames a sampler would see. frames: uint8 [n_frames, px, px, 3]."""
 
-    scenes: list[scene.Scene]
-    durations_s: np.ndarray
+    scene: scene.Scene
+    duration_s: float
     frames: np.ndarray
-    facts: dict[str, np.ndarray]
-    places: np.ndarray
-    patches: np.ndarray
-    offsets: np.ndarray
+    labels: Labels
 
 
-Drawn = tuple[scene.Scene, float, np.ndarray, np.ndarray, np.ndarray]
-
-
-def draw_clip(level: int, seed: int, index: int, split: str) -> Drawn:
-    """One scene, its seconds, its sampled frames [n_frames, px, px, 3] uint8, and what covers each patch."""
+def draw_clip(level: int, seed: int, index: int, split: str) -> DrawnClip:
+    """Clip number `index`, at times, size and shape drawn for it."""
     drawn = scene.draw_scene(level, seed=seed, index=index, split=split)
     rng = np.random.default_rng([level, seed, index, 7])
     width, height = CLIP_SIZES_PX[rng.integers(len(CLIP_SIZES_PX))]
     times = np.linspace(0.0, 1.0 - 1.0 / rng.integers(20, 90), N_FRAMES)
     frames = [_sampled(render.draw(drawn, time, height_px=height, width_px=width)) for time in times]
-    covered, offsets = zip(*(_patches(drawn, time) for time in times), strict=True)
-    return drawn, float(rng.uniform(1.0, 4.0)), np.stack(frames), np.stack(covered), np.stack(offsets)
-
-
-def _patches(drawn: scene.Scene, time: float) -> tuple[np.ndarray, np.ndarray]:
-    """For each patch of the model's grid: the shape that covers it (or -100), and its offset from that shape's middle."""
-    side = IMAGE_SIZE_PX // PATCH_PX
-    middles = (np.arange(side) + 0.5) / side
-    y, x = np.meshgrid(middles, middles, indexing="ij")
-    shown, offsets = np.full((side, side), IGNORE), np.zeros((side, side, 2), dtype=np.float32)
-    for group in drawn.groups:
-        for centre_x, centre_y in group.centres(time):
-            inside = np.hypot(x - centre_x, y - centre_y) < scene.SIZES[group.size] + 0.25 / side
-            shown[inside] = scene.SHAPES.index(group.shape)
-            offsets[inside] = np.stack([x - centre_x, y - centre_y], -1)[inside]
-    return shown.reshape(-1), offsets.reshape(-1, 2)
+    labels = labels_of(drawn, times, side=IMAGE_SIZE_PX // PATCH_PX)
+    return DrawnClip(drawn, float(rng.uniform(1.0, 4.0)), np.stack(frames), labels)
 
 
 def _sampled(picture: np.ndarray) -> np.ndarray:
     """As the frames stage stores it and the model reads it: shrunk, JPEG, squashed to a square."""
     image = Image.fromarray(picture)
     image.thumbnail((IMAGE_SIZE_PX, IMAGE_SIZE_PX), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
-    square = Image.open(buffer).resize((IMAGE_SIZE_PX, IMAGE_SIZE_PX), Image.Resampling.LANCZOS)
-    return np.asarray(square.convert("RGB"))
+    stored = from_jpegs([to_jpeg(image, quality=FramesSettings().jpeg_quality)])
+    return squash(stored, IMAGE_SIZE_PX)[0]
 
 
-def _draw_range(arguments: tuple[int, int, int, int, str]) -> list[Drawn]:
+def _draw_range(arguments: tuple[int, int, int, int, str]) -> list[DrawnClip]:
     level, seed, start, stop, split = arguments
     return [draw_clip(level, seed, index, split) for index in range(start, stop)]
 
 
-def draw_clips(level: int, *, seed: int, n: int, split: str, n_processes: int = 2) -> DrawnClips:
+def draw_clips(level: int, *, seed: int, n: int, split: str, n_processes: int = 2) -> list[DrawnClip]:
     """`n` drawn clips of a split, the same for any number of processes."""
     chunk = 250
     jobs = [(level, seed, start, min(start + chunk, n), split) for start in range(0, n, chunk)]
     with ProcessPoolExecutor(n_processes) as pool:
-        drawn = [clip for part in pool.map(_draw_range, jobs) for clip in part]
-    scenes = [clip[0] for clip in drawn]
-    groups = [one.groups[0] for one in scenes]
-    values = {
-        "colour": [group.colour for group in groups],
-        "shape": [group.shape for group in groups],
-        "size": [group.size for group in groups],
-        "count": [scene.COUNTS[group.count - 1] for group in groups],
-        "background": [one.background for one in scenes],
-        "direction": [group.direction for group in groups],
-    }
-    facts = {name: np.array([CLIP_FACTS[name].index(value) for value in column]) for name, column in values.items()}
-    steps = np.array([scene.DIRECTIONS[group.direction] for group in groups])
-    paths = np.array([group.path for group in groups])
-    along = (np.linspace(0, 1, N_FRAMES) - 0.5)[None, :, None] * (steps * paths[:, None])[:, None, :]
-    places = np.array([group.middle for group in groups])[:, None, :] + along - 0.5
-    return DrawnClips(
-        scenes=scenes,
-        durations_s=np.array([clip[1] for clip in drawn]),
-        frames=np.stack([clip[2] for clip in drawn]),
-        facts=facts,
-        places=places,
-        patches=np.stack([clip[3] for clip in drawn]),
-        offsets=np.stack([clip[4] for clip in drawn]),
-    )
+        return [clip for part in pool.map(_draw_range, jobs) for clip in part]
 
 
-def vision_batches(clips: DrawnClips, config: TrainConfig) -> Iterator[ClipBatch]:
+def vision_batches(clips: list[DrawnClip], config: TrainConfig) -> Iterator[ClipBatch]:
     """Clips with a single object for the first `config.single` of the steps, all clips after."""
-    single = np.flatnonzero(clips.facts["count"] == 0)
+    single = [clip for clip in clips if [group.count for group in clip.scene.groups] == [1]]
     n_single = int(config.single * config.vision_steps)
-    yield from islice(batches(clips, n_clips=config.vision_clips, n_asked=0, seed=config.seed + 1, among=single), n_single)
+    yield from islice(batches(single, n_clips=config.vision_clips, n_asked=0, seed=config.seed + 1), n_single)
     yield from batches(clips, n_clips=config.vision_clips, n_asked=0, seed=config.seed + 2)
 
 
-def batches(clips: DrawnClips, *, n_clips: int, n_asked: int, seed: int, among: np.ndarray | None = None) -> Iterator[ClipBatch]:
+def batches(clips: list[DrawnClip], *, n_clips: int, n_asked: int, seed: int) -> Iterator[ClipBatch]:
     """Endless batches: each clip with `n_asked` of its questions (half on motion), a summary or caption, and text-only prompts."""
     rng = np.random.default_rng(seed)
-    among = np.arange(len(clips.scenes)) if among is None else among
     while True:
-        order = rng.permutation(among)
+        order = rng.permutation(len(clips))
         for start in range(0, len(order) - n_clips + 1, n_clips):
-            chosen = order[start : start + n_clips]
-            asked, plain = [], []
-            for i in chosen:
-                all_questions = texts.questions(clips.scenes[i], rng)
-                moving = [q for q in all_questions if q.family in texts.TEMPORAL]
-                still = [q for q in all_questions if q.family not in texts.TEMPORAL]
-                n_moving = max(1, n_asked // 2) if n_asked else 0
-                picked = [moving[j] for j in rng.permutation(len(moving))[:n_moving]]
-                picked += [still[j] for j in rng.permutation(len(still))[: n_asked - len(picked)]]
-                tell = _telling(clips.scenes[i], rng)
-                asked.append([(q.question, q.answer) for q in picked] + [tell])
-                plain.append(_text_only(clips.scenes[i], all_questions, rng))
+            chosen = [clips[i] for i in order[start : start + n_clips]]
+            asked, plain = zip(*(_asked(clip.scene, rng, n_asked) for clip in chosen), strict=True)
             yield ClipBatch(
-                frames=clips.frames[chosen],
-                timestamps_s=[list(np.linspace(0, clips.durations_s[i], N_FRAMES)) for i in chosen],
-                durations_s=[float(clips.durations_s[i]) for i in chosen],
-                asked=asked,
-                texts=plain[: n_clips // 2],
-                labels={name: column[chosen] for name, column in clips.facts.items()},
-                places=clips.places[chosen],
-                patches=clips.patches[chosen],
-                offsets=clips.offsets[chosen],
+                frames=np.stack([clip.frames for clip in chosen]),
+                timestamps_s=[list(np.linspace(0, clip.duration_s, N_FRAMES)) for clip in chosen],
+                durations_s=[clip.duration_s for clip in chosen],
+                asked=list(asked),
+                texts=list(plain[: n_clips // 2]),
+                labels={name: np.array([clip.labels.facts[name] for clip in chosen]) for name in chosen[0].labels.facts},
+                places=np.stack([clip.labels.places for clip in chosen]),
+                patches=np.stack([clip.labels.patches for clip in chosen]),
+                offsets=np.stack([clip.labels.offsets for clip in chosen]),
             )
+
+
+def _asked(one: scene.Scene, rng: np.random.Generator, n_asked: int) -> tuple[list[tuple[str, str]], tuple[str, str, str]]:
+    """What is asked of a clip with its frames: (prompt, target); and one prompt without them: (context, prompt, target)."""
+    questions = texts.questions(one, rng)
+    order = [questions[i] for i in rng.permutation(len(questions))]
+    moving = [question for question in order if question.family in texts.TEMPORAL]
+    still = [question for question in order if question.family not in texts.TEMPORAL]
+    picked = moving[: (n_asked + 1) // 2]
+    picked += still[: n_asked - len(picked)]
+    return [(one.question, one.answer) for one in picked] + [_telling(one, rng)], _text_only(one, questions, rng)
 
 
 def _telling(one: scene.Scene, rng: np.random.Generator) -> tuple[str, str]:
@@ -210,53 +157,67 @@ def corpus(level: int) -> Iterator[str]:
         yield from (f"{number:02d}" for number in range(60))
 
 
-def run_train(output: Path, *, seed: int = 0, answer_steps: int | None = None) -> None:
-    """Train the small VLM and measure it. Raises BadInputError if `output` is there already."""
+def run_train(output: Path, *, level: int = 1, seed: int = 0, answer_steps: int | None = None) -> None:
+    """Train the small VLM on clips of a level and measure it. Raises BadInputError for an unknown level, or if `output` is there."""
+    if level not in scene.LEVELS:
+        raise BadInputError(f"level: got {level}, expected one of {', '.join(map(str, scene.LEVELS))}")
     if output.exists():
         raise BadInputError(f"{output} is there already: name a new folder")
     started = time.monotonic()
     torch.manual_seed(seed)
     config = TrainConfig(seed=seed) if answer_steps is None else TrainConfig(seed=seed, answer_steps=answer_steps)
-    clips = draw_clips(LEVEL, seed=seed, n=N_CLIPS, split="train")
+    clips = draw_clips(level, seed=seed, n=N_CLIPS, split="train")
     say(f"{N_CLIPS} clips drawn in {time.monotonic() - started:.0f} s")
-    tokenizer = build_tokenizer(corpus(LEVEL))
+    tokenizer = build_tokenizer(corpus(level))
     model = build_model(tokenizer, seed=seed)
     width, vision_width = model.config.text_config.hidden_size, model.config.vision_config.hidden_size
-    frame_heads = FrameHeads(d_text=width, d_vision=vision_width, n_classes=_sizes(FRAME_FACTS), n_patch_classes=len(scene.SHAPES))
+    frame_heads = FrameHeads(
+        d_text=width,
+        d_vision=vision_width,
+        n_classes=_sizes(frame_facts(level)),
+        n_slots=n_slots(level),
+        n_patch_classes=len(scene.SHAPES),
+    )
     with _reporting("vision", config.vision_steps) as report:
         teach_vision(model, frame_heads, vision_batches(clips, config), config, report=report)
-    heads = (frame_heads, FactHeads(width, _sizes(CLIP_FACTS)))
+    heads = (frame_heads, ClipHeads(width, n_classes=_sizes(clip_facts(level)), n_slots=n_slots(level)))
     asked = batches(clips, n_clips=config.answer_clips, n_asked=config.n_asked, seed=config.seed + 3)
     with _reporting("answers", config.answer_steps) as report:
         teach_answers(model, tokenizer, heads, asked, config, report=report)
+    asked = batches(clips, n_clips=config.answer_clips, n_asked=config.polish_asked, seed=config.seed + 4)
+    with _reporting("polish", config.polish_steps) as report:
+        polish(model, tokenizer, asked, config, report=report)
     minutes = (time.monotonic() - started) / 60
     save_vlm(model, tokenizer, output)
     record = {
-        "command": f"video2lora tiny train --seed {seed}" + ("" if answer_steps is None else f" --steps {answer_steps}"),
-        "level": LEVEL,
+        "command": f"video2lora tiny train --level {level} --seed {seed}" + ("" if answer_steps is None else f" --steps {answer_steps}"),
+        "level": level,
         "settings": asdict(config),
         "n_clips": N_CLIPS,
         "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "minutes": round(minutes, 1),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "scores": measure(load_vlm(str(output)), n_clips=200),
+        "scores": measure(load_vlm(str(output)), level=level, n_clips=200),
     }
     (output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record["scores"], indent=2))
 
 
 def run_verify(model: str, *, n_clips: int) -> None:
-    """Measure a small VLM again and print its scores. Raises BadInputError if there is no such model."""
+    """Measure a small VLM again, on the level it was trained on, and print its scores. Raises BadInputError if there is no such model."""
     try:
         vlm = load_vlm(model)
     except ValueError as error:
         raise BadInputError(str(error)) from error
-    print(json.dumps(measure(vlm, n_clips=n_clips), indent=2))
+    record = Path(vlm_path(model)) / "training.json"
+    if not record.is_file():
+        raise BadInputError(f"{record}: not there, expected the record that `video2lora tiny train` writes beside the weights")
+    print(json.dumps(measure(vlm, level=json.loads(record.read_text())["level"], n_clips=n_clips), indent=2))
 
 
-def measure(vlm: FrozenVLM, *, n_clips: int) -> dict[str, dict[str, float]]:
+def measure(vlm: FrozenVLM, *, level: int, n_clips: int) -> dict[str, dict[str, float]]:
     """Exact match by question family on real test clips: with the video in context, and blind."""
-    settings = WorldSettings(level=LEVEL, seed=1, n_train=1, n_validation=1, n_test=n_clips)
+    settings = WorldSettings(level=level, seed=1, n_train=1, n_validation=1, n_test=n_clips)
     right: dict[str, dict[str, list[float]]] = {"video": defaultdict(list), "blind": defaultdict(list)}
     with tempfile.TemporaryDirectory() as folder:
         made_clips.write_clips(settings, Path(folder))

@@ -9,7 +9,6 @@ its content hash, so a video is preprocessed and encoded once however many promp
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from infra.config import TeacherSettings
 from infra.errors import BadInputError
 from video2lora import prompts
+from video2lora.jpeg import from_jpegs
 
 GIB = 1 << 30
 KV_BLOCK_TOKENS = 32  # vLLM's least on a CPU that is fast there; its default of 128 is longer than a small video's prompt
@@ -122,11 +121,10 @@ class Engine:
 
 
 def pictures(jpegs: Sequence[bytes], *, size_px: int) -> Pictures:
-    """Raises ValueError or OSError for frames that are no JPEG, break off, or differ in size."""
+    """As the method squashes them. Raises ValueError for damaged frames."""
     from video2lora.vlm import squash  # brings torch and transformers, as vLLM does
 
-    images = [np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")) for jpeg in jpegs]
-    squares = squash(np.stack(images), size_px)
+    squares = squash(from_jpegs(jpegs), size_px)
     return Pictures([Image.fromarray(one) for one in squares], [hashlib.sha256(jpeg).hexdigest() for jpeg in jpegs])
 
 

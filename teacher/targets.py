@@ -13,7 +13,6 @@ one block of one engine, which encodes it once. Prompts are measured before they
 import math
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -28,6 +27,7 @@ from infra.artifacts import QUESTIONS, TARGETS
 from infra.config import Recipe, TeacherSettings, Where, load_recipe, load_where
 from infra.errors import BadInputError, StageFailedError
 from infra.progress import counting, say
+from infra.stage import failing, summary
 from infra.storage import Table, read_json, reject
 from teacher.engine import Engine, Model, Request, Written, engine_environment, find_model, max_model_len, pictures
 from teacher.prompts import PROMPT_SETS, QUESTION, Prompt, PromptSet, prompts_of
@@ -179,8 +179,8 @@ class WriteTargets:
         rejects: list[Row] = []
         try:
             seen = pictures(video["jpegs"], size_px=self.plan.model.image_size_px)
-        except Exception as error:  # Pillow raises many kinds for a damaged JPEG
-            return [], [self.reject(video_id, one, ("teacher_error", f"frames: {error!r}")) for one in of_video]
+        except ValueError as error:
+            return [], [self.reject(video_id, one, ("teacher_error", str(error))) for one in of_video]
         for prompt in of_video:
             request = self.engine.request(seen, prefix=video_prefix(video), prompt=prompt.prompt)
             why = refused_prompt(request, longest=self.plan.longest)
@@ -241,7 +241,7 @@ def run(recipe: Recipe, where: Where) -> str:
     made = made_from(recipe, where, model)
     if not targets.begin(made):
         say(f"targets: {targets.folder} is complete, nothing to do")
-        return summary(targets)
+        return _told(targets)
     seen = frames.read(["video_id", "sampling", "timestamps_s"])
     seen = seen.filter(pc.equal(seen["sampling"], sampling))
     asked = prompts_by_video(
@@ -256,18 +256,11 @@ def run(recipe: Recipe, where: Where) -> str:
         plan = Plan(model, recipe.teacher, sampling=sampling, n_frames=n_frames, gpu=where.teacher_gpus > 0)
         _write(frames, left, plan, targets=targets, where=where)
     targets.complete(n_in=sum(map(len, asked.values())))
-    return summary(targets)
+    return _told(targets)
 
 
 def main() -> None:
     print(run(load_recipe(sys.argv[1]), load_where()))
-
-
-def summary(targets: Table) -> str:
-    """Rows, tokens, and rejects by reason."""
-    reasons = Counter(targets.read_rejects()["reason"].to_pylist())
-    rejected = "".join(f", {reason} {n}" for reason, n in sorted(reasons.items()))
-    return f"targets: {targets.n_rows()} rows of {_n_tokens(targets)} tokens, {reasons.total()} rejects{rejected}"
 
 
 def _write(frames: Table, left: PromptsByVideo, plan: Plan, *, targets: Table, where: Where) -> None:
@@ -280,13 +273,10 @@ def _write(frames: Table, left: PromptsByVideo, plan: Plan, *, targets: Table, w
     with cluster(where):
         n_engines = min(math.ceil(n_prompts / PROMPTS_PER_ENGINE), engines_that_fit(ray.cluster_resources(), where))
         say(f"targets: {n_prompts} prompts about {len(left)} videos; starting {n_engines} vLLM engine(s) with {plan.teacher}")
-        try:
+        with failing(STAGE):
             ds = ray.data.from_arrow([pa.table({"address": [shard]}) for shard in frames.shards()])
             ds = build(ds, ray.put(left), plan, where=where, n_engines=n_engines)
             _commit(iter(ds.iter_batches(batch_size=None, batch_format="pyarrow")), targets, n_prompts=n_prompts)
-        except ray.exceptions.RayError as error:
-            last_line = str(error).strip().splitlines()[-1]
-            raise StageFailedError(f"targets: {last_line}; run the same command again, it continues") from error
     n_tokens, seconds = _n_tokens(targets) - n_before, time.monotonic() - started
     say(f"targets: {n_tokens} tokens in {seconds:.1f} s, {n_tokens / seconds:.1f}/s, start of Ray and engines included")
 
@@ -321,6 +311,10 @@ def engines_that_fit(resources: Mapping[str, float], where: Where) -> int:
     if min(fit, default=1) < 1:
         raise StageFailedError(f"targets: an engine asks for {wanted} and the Ray cluster has {dict(resources)}; see VIDEO2LORA_TEACHER_*")
     return min(fit, default=1)
+
+
+def _told(targets: Table) -> str:
+    return summary(targets, rows=f"rows of {_n_tokens(targets)} tokens")
 
 
 def _n_tokens(targets: Table) -> int:

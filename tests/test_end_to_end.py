@@ -16,7 +16,7 @@ from infra.storage import Table, all_rejects
 
 RECIPE = """
 world: {level: 1, seed: 5, n_train: 14, n_validation: 3, n_test: 3}
-frames: {sampling: {policy: uniform, n_frames: 4}, longest_edge_px: 48}
+frames: {sampling: {policy: uniform, n_frames: 4}, longest_edge_px: 64}
 teacher: {max_tokens: 24, max_model_len: 256}
 hypernetwork: {r: 3, n_latents: 5, n_blocks: 2, d_latent: 24, n_heads: 4, n_kv_heads: 2, d_head: 8, normalise_features: true}
 training: {n_steps: 6, videos_per_step: 4, targets_per_video: 2, checkpoint_every: 2, validate_every: 3}

@@ -10,17 +10,16 @@ A row that cannot be decoded trains nothing, is counted and named in the checkpo
 """
 
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from infra.artifacts import EXAMPLES
 from infra.errors import BadInputError
+from video2lora.jpeg import from_jpegs
 from video2lora.video import Frames, RejectReason
 
 if TYPE_CHECKING:
@@ -86,11 +85,10 @@ class Share:
 def decode_row(row: dict[str, Any]) -> dict[str, Any]:
     """A row of `examples` -> a row of DECODED; where it cannot be used, one with a reason and no pixels."""
     try:
-        pictures = [np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")) for jpeg in row["jpegs"]]
-        pixels = np.stack(pictures)
+        pixels = from_jpegs(row["jpegs"])
         if len(pixels) != len(row["timestamps_s"]):
             raise ValueError(f"{len(pixels)} pictures and {len(row['timestamps_s'])} timestamps")
-    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+    except ValueError as error:
         return {"video_id": row["video_id"], "reason": RejectReason.DECODE_ERROR.value, "detail": str(error)[:200]}
     if not row["targets"]:
         return {"video_id": row["video_id"], "reason": "no_targets", "detail": "the row has no target"}

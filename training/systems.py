@@ -12,7 +12,6 @@ belong to different videos, so each row has its own adapter. That no image token
 the very ids that the model is given. Decoding the JPEGs and internalizing are outside every time to first token.
 """
 
-import io
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from infra.config import Recipe
@@ -32,6 +30,7 @@ from infra.storage import reject
 from training.answer import Block, Row
 from video2lora import prompts
 from video2lora.checkpoint import load_hypernetwork, read_metadata
+from video2lora.jpeg import from_jpegs
 from video2lora.lora import Lora, adapted, select, stack
 from video2lora.video import Frames
 from video2lora.vlm import Answer, FrozenVLM, TextBatch, load_vlm
@@ -162,11 +161,11 @@ class Systems:
 def frames_of(row: dict[str, Any]) -> Frames:
     """A row of `frames` as pictures. Raises StageFailedError for a JPEG that cannot be read."""
     try:
-        images = [np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")) for jpeg in row["jpegs"]]
-    except OSError as error:
+        images = from_jpegs(row["jpegs"])
+    except ValueError as error:
         message = f"frames of video {row['video_id']} are damaged ({error}); remove the table `frames` to make it anew"
         raise StageFailedError(message) from error
-    return Frames(np.stack(images), np.asarray(row["timestamps_s"], dtype=np.float64), row["duration_s"])
+    return Frames(images, np.asarray(row["timestamps_s"], dtype=np.float64), row["duration_s"])
 
 
 def n_visual_tokens(batch: TextBatch, vlm: FrozenVLM) -> list[int]:

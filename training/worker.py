@@ -221,12 +221,13 @@ class Teller:
 
     def __init__(self, board: Any | None) -> None:
         self.board = board
+        self.last: ray.ObjectRef | None = None
         self.losses: list[tuple[int, float]] = []
         self.n_targets, self.told = 0, time.monotonic()
 
     def tell(self, kind: str, **content: Any) -> None:
         if self.board is not None:
-            self.board.tell.remote({"kind": kind, **content})
+            self.last = self.board.tell.remote({"kind": kind, **content})
 
     def step(self, step: int, loss: float, *, n_targets: int, is_last: bool) -> None:
         self.losses.append((step, loss))
@@ -249,3 +250,5 @@ def _train(worker: Worker) -> None:
         if is_last or worker.step % settings.checkpoint_every == 0:
             worker.save()
     teller.tell("end", seconds=worker.clock.seconds, rejected=worker.rejected)
+    if teller.last is not None:
+        ray.get(teller.last)  # messages arrive in order: with the last one all are there, and the worker may end

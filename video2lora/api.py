@@ -18,7 +18,7 @@ from video2lora.adapter import Adapter, load_adapter, save_adapter
 from video2lora.checkpoint import hypernetwork_hash, load_hypernetwork, read_metadata
 from video2lora.hypernetwork import Hypernetwork
 from video2lora.lora import adapted
-from video2lora.video import Frames, Sampling, content_id, decode
+from video2lora.video import Frames, Sampling, content_id, decode, short_id
 from video2lora.vlm import Answer, FrozenVLM, load_vlm
 
 __all__ = ["Adapter", "Answer", "Internalizer", "ask", "internalize", "load", "load_adapter", "save_adapter"]
@@ -58,7 +58,7 @@ def internalize(video: str | Path | Frames, *, using: Internalizer | None = None
     frames = video
     video_id = ""
     if not isinstance(frames, Frames):
-        video_id = content_id(str(video))
+        video_id = short_id(content_id(str(video)))
         frames = decode(str(video), using.sampling, longest_edge_px=using.longest_edge_px)
     features = using.vlm.features([frames])
     lora = using.hypernetwork.with_static(using.hypernetwork(features.hidden, features.mask))

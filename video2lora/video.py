@@ -14,7 +14,7 @@ import numpy as np
 from video2lora.ffmpeg_program import READ_TIMEOUT_S, VideoInfo, list_frames, probe, read_frames
 from video2lora.pyav_decoder import decode_with_pyav
 from video2lora.sampling import ClipRequest, Frames, Sampling, choose_timestamps, plan_frames
-from video2lora.video_file import MAX_FRAME_PX, RejectReason, VideoDecodeError, check_file, content_id
+from video2lora.video_file import MAX_FRAME_PX, RejectReason, VideoDecodeError, check_file, content_id, short_id
 
 __all__ = [
     "MAX_FRAME_PX",
@@ -28,6 +28,7 @@ __all__ = [
     "content_id",
     "decode",
     "probe",
+    "short_id",
 ]
 
 _OTHER_PROGRAM_MAY_READ = (

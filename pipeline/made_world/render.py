@@ -1,8 +1,10 @@
 """Scene, time -> picture. Shapes are drawn by their signed distance, so edges are smooth at any size and need no library.
 
 The frame is square in the scene's units; a clip of another shape stretches it, as a processor's squashing to a square undoes.
-Only the pixels near a shape are computed.
+It has no border: a shape at one side is continued at the opposite one. Only the pixels near a shape are computed.
 """
+
+from itertools import product
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -19,10 +21,15 @@ def draw(scene: Scene, time: float, *, height_px: int, width_px: int) -> UInt8[n
     picture[:] = np.asarray(BACKGROUNDS[scene.background], dtype=np.float32) + tint
     edge = 1.0 / min(height_px, width_px)
     for group in scene.groups:
+        if not group.is_shown(time):
+            continue
         colour = np.asarray(COLOURS[group.colour], dtype=np.float32) + tint
         reach = SIZES[group.size] + edge
-        for centre_x, centre_y in group.centres(time):
+        for (x_inside, y_inside), across, down in product(group.centres(time), (-1, 0, 1), (-1, 0, 1)):
+            centre_x, centre_y = x_inside + across, y_inside + down
             rows, columns = _near(y, centre_y, reach), _near(x, centre_x, reach)  # nothing of the shape lies outside
+            if rows.start == rows.stop or columns.start == columns.stop:
+                continue
             off_x, off_y = np.meshgrid(x[columns] - np.float32(centre_x), y[rows] - np.float32(centre_y))
             distance = shape_distance(group.shape, off_x, off_y, SIZES[group.size])
             cover = np.clip(0.5 - distance / edge, 0.0, 1.0)[..., None]

@@ -26,6 +26,7 @@ def video2lora(*arguments: str, data: Path) -> subprocess.CompletedProcess[str]:
         (("ask", "nowhere", "What is it?"), 3, "nowhere"),
         (("tiny", "verify", "--model", "/nowhere"), 3, "/nowhere"),
         (("tiny", "train", "-o", "."), 3, "is there already"),
+        (("tiny", "train", "-o", "new", "--level", "4"), 3, "level: got 4, expected one of 1, 2, 3"),
     ],
 )
 def test_a_bad_command_is_one_clear_line(tmp_path: Path, arguments: tuple[str, ...], code: int, says: str) -> None:

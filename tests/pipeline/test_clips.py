@@ -73,7 +73,7 @@ def test_the_books_beside_the_clips(world: Path) -> None:
     assert [row["split"] for row in rows["clips"]] == ["train"] * 5 + ["validation"] + ["test"] * 2
     assert [row["uri"] for row in rows["truth"]] == uris
     assert rows["truth"][0]["summary"] == texts.summary(Clip(1, 0, "train", 0).scene())
-    assert len(rows["questions"]) == 8 * len(texts.QUESTIONS)
+    assert len(rows["questions"]) == 8 * len(texts.families(1))
     for row in rows["questions"]:
         assert row["uri"] in uris and row["benchmark"] == "made_world"
         assert len(row["references"]) == 1 and row["references"][0] in texts.answers_of(row["style"])
@@ -98,8 +98,8 @@ def test_a_folder_of_other_settings_is_refused(world: Path) -> None:
 
 
 def test_a_world_that_cannot_be_drawn_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match=r"world\.level: got 2, expected 1"):
-        write_clips(SETTINGS.model_copy(update={"level": 2}), tmp_path)
+    with pytest.raises(BadInputError, match=r"world\.level: got 4, expected one of 1, 2, 3"):
+        write_clips(SETTINGS.model_copy(update={"level": 4}), tmp_path)
     with pytest.raises(BadInputError, match="world: not there"):
         run(Recipe(), Where(data=str(tmp_path)))
     assert not list(tmp_path.iterdir())

@@ -18,9 +18,9 @@ from PIL import Image
 from infra.artifacts import VIDEOS
 from infra.config import FramesSettings, Recipe, Where
 from infra.errors import BadInputError, MadeFromOtherError, StageFailedError, StorageError
+from infra.stage import failing
 from infra.storage import Table
 from pipeline import frames, manifest
-from pipeline.stage import failing
 from video2lora.video import Sampling
 
 RECIPE = Recipe(frames=FramesSettings(sampling=Sampling(n_frames=5), longest_edge_px=32, deadline_s=30.0))

@@ -107,8 +107,8 @@ def test_a_killed_training_is_continued_and_complete_once(recipe: Recipe, recipe
     told, progress = continued.communicate()
     assert continued.returncode == 0, progress
     assert "going on from the checkpoint at step" in progress and "6 steps" in told and "1 examples rejected" in told
-    if "from the checkpoint at step 6" not in progress:  # the killed driver's workers may have come that far before they ended
-        assert "video-001 left out: decode_error" in progress
+    trained = "from the checkpoint at step 6" not in progress  # the killed driver's workers may have come that far before they ended
+    assert trained == ("video-001 left out: decode_error" in progress)
 
     metadata = json.loads(Path(folder, "config.json").read_text())["metadata"]
     assert metadata["step"] == 6 and metadata["made_from"]["inputs"]["examples"]["stage"] == "examples"
@@ -135,7 +135,7 @@ def check_tracking(recipe: Recipe, where: Where) -> None:
     found = client.get_run(run.run_id)
     assert len(client.search_runs([found.info.experiment_id])) == 1 and found.info.status == "FINISHED"
     steps = {point.step for point in client.get_metric_history(run.run_id, "validation_loss")}
-    assert 6 in steps <= {4, 6}  # the killed driver may not have heard of step 4
+    assert steps == {4, 6}  # whatever the killed driver heard of
     files = {file.path for file in client.list_artifacts(run.run_id, "hypernetwork")}
     assert files == {"hypernetwork/config.json", "hypernetwork/hypernetwork.safetensors"}
 

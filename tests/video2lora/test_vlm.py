@@ -24,7 +24,7 @@ def made_frames(n_frames: int, *, height: int = 37, width: int = 53, seed: int =
 
 
 def test_pixels_are_those_of_transformers_processor(vlm: FrozenVLM) -> None:
-    frames = made_frames(3, height=48, width=48)
+    frames = made_frames(3, height=64, width=64)
     processor = Idefics3ImageProcessorPil.from_pretrained(vlm.model.name_or_path, do_image_splitting=False)
     expected = processor([Image.fromarray(image) for image in frames.images], return_tensors="pt")["pixel_values"][0]
     got = torch.from_numpy(squash(frames.images, vlm.image_size_px)).permute(0, 3, 1, 2) / 127.5 - 1.0

@@ -1,6 +1,6 @@
 """Config, tokenizer, processor files and first weights of the small VLM.
 
-The architecture is transformers' SmolVLM as it stands, made small: SigLIP-like tower 3 x 96 on 48-px frames in 6-px patches, pixel
+The architecture is transformers' SmolVLM as it stands, made small: SigLIP-like tower 3 x 96 on 64-px frames in 8-px patches, pixel
 shuffle to 4 tokens a frame, Llama 4 x 128. The tokenizer is a byte-level BPE: words of the made world are single tokens, any other text
 still encodes. The fixed strings of SmolVLM2's video prompt are single tokens too, so that a clip of four frames costs about 50.
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast, SmolVLMConfig, SmolVLMForCondi
 
 from video2lora import prompts
 
-IMAGE_SIZE_PX, PATCH_PX, SCALE_FACTOR = 48, 6, 4
+IMAGE_SIZE_PX, PATCH_PX, SCALE_FACTOR = 64, 8, 4
 N_IMAGE_TOKENS = (IMAGE_SIZE_PX // PATCH_PX // SCALE_FACTOR) ** 2
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", prompts.GLOBAL_IMAGE, prompts.FAKE_IMAGE, prompts.IMAGE, prompts.END_OF_UTTERANCE,

@@ -1,4 +1,4 @@
-"""How a stage of this folder ends: with one line on what its table holds, or with one error on what stopped it."""
+"""How a stage ends: with one line on what its table holds, or with one error on what stopped it."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ from infra.errors import CommandError, StageFailedError
 from infra.storage import Table
 
 
-def summary(table: Table) -> str:
-    """Rows, and rejects by reason."""
+def summary(table: Table, *, rows: str = "rows") -> str:
+    """Rows, which `rows` says more of, and rejects by reason."""
     reasons = Counter(table.read_rejects()["reason"].to_pylist())
     rejected = ", ".join(f"{reason} {n}" for reason, n in sorted(reasons.items()))
-    return f"{table.name}: {table.n_rows()} rows, {reasons.total()} rejects" + (f" ({rejected})" if rejected else "")
+    return f"{table.name}: {table.n_rows()} {rows}, {reasons.total()} rejects" + (f" ({rejected})" if rejected else "")
 
 
 @contextmanager
