@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.made_world.scene import BACKGROUNDS, COLOURS, COUNTS, DIRECTIONS, SHAPES, SIZES, SPEEDS, Group, Scene, offset
-from video2lora.tiny.train import IGNORE
+from video2lora.tiny.heads import IGNORE
 
 NONE = "none"
 

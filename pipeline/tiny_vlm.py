@@ -36,7 +36,8 @@ from video2lora import prompts
 from video2lora.jpeg import from_jpegs, to_jpeg
 from video2lora.scoring import exact_match
 from video2lora.tiny.build import IMAGE_SIZE_PX, PATCH_PX, build_model, build_tokenizer, save_vlm
-from video2lora.tiny.train import ClipBatch, ClipHeads, FrameHeads, TrainConfig, polish, teach_answers, teach_vision
+from video2lora.tiny.heads import ClipBatch, ClipHeads, FrameHeads
+from video2lora.tiny.train import TrainConfig, polish, teach_answers, teach_vision
 from video2lora.video import Sampling, decode
 from video2lora.vlm import FrozenVLM, load_vlm, squash, vlm_path
 

@@ -4,7 +4,7 @@ Reads    examples of the splits train and validation.
 Writes   <data>/hypernetwork: hypernetwork.safetensors and config.json (with recipe, losses, validation scores), and checkpoints/;
          an MLflow run of the experiment `training`.
 Command  video2lora train --recipe demo
-Cost     the demo's 800 steps of 24 videos x 5 targets: about 5 minutes on 2 cores; start-up of Ray and workers 30 to 60 s of it.
+Cost     the demo's 1,000 steps of 24 videos x 5 targets: about 7 minutes on 2 cores; start-up of Ray and workers 30 to 60 s of it.
 
 A killed run goes on from its last checkpoint by the same command, on any number of workers: at most `checkpoint_every` steps are
 done again. What is written appears whole or not at all. Source of the training: arXiv 2606.04351 appendix E. The paper keeps the

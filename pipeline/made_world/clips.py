@@ -6,7 +6,7 @@ Reads: nothing. Writes, in a folder:
     clips.jsonl       one row per clip: uri (relative), split; SOURCE of the `manifest` stage
     questions.jsonl   every question on every clip: uri, question, references, style (its family), benchmark
     truth.jsonl       uri, summary, caption
-Command: part of `video2lora demo`, or `python -m pipeline.made_world.clips demo`. Cost: about 80 ms of a core per clip.
+Command: part of `video2lora demo`, or `python -m pipeline.made_world.clips demo`. Cost: about 40 ms of a core per clip.
 
 The same settings give the same bytes, with the same libx264: it runs on one thread, and nothing in the file tells the
 time. Every file is written new, then named, so a killed run goes on behind the clips that are there.

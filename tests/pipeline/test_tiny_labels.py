@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.made_world import render, scene
 from pipeline.tiny_labels import NONE, clip_facts, frame_facts, labels_of, n_slots
-from video2lora.tiny.train import IGNORE
+from video2lora.tiny.heads import IGNORE
 
 TIMES = np.array([0.0, 0.37, 0.91])
 SIDE, CELL_PX = 7, 9  # patches a side, pixels a patch

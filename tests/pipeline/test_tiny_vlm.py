@@ -9,7 +9,8 @@ from pipeline.made_world import scene, texts
 from pipeline.tiny_labels import clip_facts, frame_facts, n_slots
 from pipeline.tiny_vlm import N_FRAMES, batches, corpus, draw_clip, draw_clips, vision_batches
 from video2lora.tiny.build import IMAGE_SIZE_PX, build_model, build_tokenizer
-from video2lora.tiny.train import ClipHeads, FrameHeads, TrainConfig, teach_answers, teach_vision
+from video2lora.tiny.heads import ClipHeads, FrameHeads
+from video2lora.tiny.train import TrainConfig, teach_answers, teach_vision
 
 CONFIG = TrainConfig(vision_steps=14, vision_clips=5, answer_steps=14, answer_clips=5, single=0.5)
 

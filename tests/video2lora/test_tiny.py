@@ -10,7 +10,8 @@ from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoTokenizer, SmolVLMForConditionalGeneration
 
 from pipeline.tiny_vlm import measure
-from video2lora.tiny.train import IGNORE, shared_prefix_mask, token_loss
+from video2lora.tiny.heads import IGNORE
+from video2lora.tiny.train import shared_prefix_mask, token_loss
 from video2lora.vlm import load_vlm
 
 FOLDER = Path(str(resources.files("video2lora.tiny"))) / "vlm"
