@@ -150,7 +150,7 @@ class FrozenVLM:
         )
         return Features(torch.stack(output.hidden_states[:-1], dim=1), batch.mask.bool())
 
-    def target_losses(self, batch: TextBatch) -> Float[Tensor, "batch"]:
+    def target_losses(self, batch: TextBatch) -> Float[Tensor, " batch"]:
         """Token-mean cross-entropy of each row's target; logits are computed at target positions only. Gradients reach adapters."""
         if batch.labels is None:
             raise ValueError("labels: got None, expected a batch made with targets")

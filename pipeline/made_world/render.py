@@ -37,7 +37,7 @@ def draw(scene: Scene, time: float, *, height_px: int, width_px: int) -> UInt8[n
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
-def _near(places: Float[np.ndarray, "n"], centre: float, reach: float) -> slice:
+def _near(places: Float[np.ndarray, " n"], centre: float, reach: float) -> slice:
     """The places within reach of a centre; they are in order."""
     return slice(*np.searchsorted(places, (centre - reach, centre + reach)).tolist())
 

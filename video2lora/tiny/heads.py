@@ -31,7 +31,7 @@ class ClipBatch:
     durations_s: list[float]
     asked: list[list[tuple[str, str]]]  # per clip: (prompt, target)
     texts: list[tuple[str, str, str]]  # without frames: (context or "", prompt, target)
-    labels: dict[str, Int[np.ndarray, "batch"]]
+    labels: dict[str, Int[np.ndarray, " batch"]]
     places: Float[np.ndarray, "batch n_frames n_slots 2"]
     patches: Int[np.ndarray, "batch n_frames n_patches"]  # class of what covers each patch, or -100
     offsets: Float[np.ndarray, "batch n_frames n_patches 2"]  # from the middle of that thing

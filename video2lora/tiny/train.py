@@ -28,6 +28,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
 
 from video2lora import prompts
+from video2lora.tiny.build import N_IMAGE_TOKENS
 from video2lora.tiny.heads import IGNORE, ClipBatch, ClipHeads, FrameHeads, VideoStates
 
 TEXT_WEIGHT = 0.3  # of prompts without frames
