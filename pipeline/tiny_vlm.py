@@ -43,7 +43,6 @@ from video2lora.vlm import FrozenVLM, load_vlm, squash, vlm_path
 
 N_FRAMES = 4
 N_CLIPS = 24_000  # drawn once, asked about in many ways
-MINUTES_ALLOWED = 90
 
 
 @dataclass(frozen=True)
@@ -211,9 +210,15 @@ def run_verify(model: str, *, n_clips: int) -> None:
     except ValueError as error:
         raise BadInputError(str(error)) from error
     record = Path(vlm_path(model)) / "training.json"
-    if not record.is_file():
-        raise BadInputError(f"{record}: not there, expected the record that `video2lora tiny train` writes beside the weights")
-    print(json.dumps(measure(vlm, level=json.loads(record.read_text())["level"], n_clips=n_clips), indent=2))
+    try:
+        level = json.loads(record.read_text())["level"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInputError(
+            f"{record}: got {error!r}, expected the record that `video2lora tiny train` writes beside the weights"
+        ) from error
+    if level not in scene.LEVELS:
+        raise BadInputError(f"{record}: level: got {level!r}, expected one of {', '.join(map(str, scene.LEVELS))}")
+    print(json.dumps(measure(vlm, level=level, n_clips=n_clips), indent=2))
 
 
 def measure(vlm: FrozenVLM, *, level: int, n_clips: int) -> dict[str, dict[str, float]]:

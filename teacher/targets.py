@@ -285,7 +285,9 @@ def _commit(blocks: Iterator[pa.Table], targets: Table, *, n_prompts: int) -> No
     """Counts from the first block on: until then engines start, and a rate would say nothing of the time left."""
     from infra.flow import commit_outcomes
 
-    first = next(blocks)
+    first = next(blocks, None)
+    if first is None:
+        return  # closing the books finds the rows that are missing
     with counting(STAGE, "prompts", n_prompts) as counter:
         for block in chain((first,), blocks):
             commit_outcomes(targets, block)

@@ -88,7 +88,7 @@ def decode_row(row: dict[str, Any]) -> dict[str, Any]:
         pixels = from_jpegs(row["jpegs"])
         if len(pixels) != len(row["timestamps_s"]):
             raise ValueError(f"{len(pixels)} pictures and {len(row['timestamps_s'])} timestamps")
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # damaged, or null where a list should be
         return {"video_id": row["video_id"], "reason": RejectReason.DECODE_ERROR.value, "detail": str(error)[:200]}
     if not row["targets"]:
         return {"video_id": row["video_id"], "reason": "no_targets", "detail": "the row has no target"}

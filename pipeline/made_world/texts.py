@@ -230,7 +230,7 @@ def _motion(group: Group) -> str:
 
 
 def _events(scene: Scene) -> str:
-    r""" " First red appears, then blue disappears.", or nothing."""
+    """What comes and goes, in order, with a space before it; or nothing."""
     kinds = {group.colour: group.event.kind for group in scene.groups if group.event}
     told = [f"{colour} {kinds[colour]}" for colour in scene.events]
     if not told:

@@ -1,16 +1,20 @@
 """Training of the small VLM on a handful of clips of each level: batches as they are described, and losses that fall."""
 
+import shutil
 from itertools import cycle, islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from infra.errors import BadInputError
 from pipeline.made_world import scene, texts
 from pipeline.tiny_labels import clip_facts, frame_facts, n_slots
-from pipeline.tiny_vlm import N_FRAMES, batches, corpus, draw_clip, draw_clips, vision_batches
+from pipeline.tiny_vlm import N_FRAMES, batches, corpus, draw_clip, draw_clips, run_verify, vision_batches
 from video2lora.tiny.build import IMAGE_SIZE_PX, build_model, build_tokenizer
 from video2lora.tiny.heads import ClipHeads, FrameHeads
 from video2lora.tiny.train import TrainConfig, teach_answers, teach_vision
+from video2lora.vlm import vlm_path
 
 CONFIG = TrainConfig(vision_steps=14, vision_clips=5, answer_steps=14, answer_clips=5, single=0.5)
 
@@ -52,3 +56,11 @@ def test_a_few_clips_are_learnt_by_heart(level: int) -> None:
     teach_answers(model, tokenizer, heads, cycle([batch]), CONFIG, report=lambda _, loss: losses["answers"].append(loss))
     for part, values in losses.items():
         assert np.isfinite(values).all() and np.mean(values[-3:]) < 0.7 * np.mean(values[:3]), (part, values)
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{}", '{"level": 4}'])
+def test_a_model_without_a_true_record_is_not_measured(tmp_path: Path, record: str) -> None:
+    folder = Path(shutil.copytree(vlm_path("tiny"), tmp_path / "vlm"))
+    (folder / "training.json").write_text(record)
+    with pytest.raises(BadInputError, match=r"training\.json: "):
+        run_verify(str(folder), n_clips=1)

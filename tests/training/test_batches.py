@@ -34,6 +34,7 @@ def test_a_row_becomes_frames_and_targets() -> None:
         ({"jpegs": [b"no picture"]}, "decode_error"),
         ({"jpegs": a_row(0)["jpegs"][:2]}, "decode_error"),
         ({"jpegs": []}, "decode_error"),
+        ({"jpegs": None}, "decode_error"),
         ({"targets": []}, "no_targets"),
     ],
 )
