@@ -39,7 +39,8 @@ from video2lora.tiny.build import IMAGE_SIZE_PX, PATCH_PX, build_model, build_to
 from video2lora.tiny.heads import ClipBatch, ClipHeads, FrameHeads
 from video2lora.tiny.train import TrainConfig, polish, teach_answers, teach_vision
 from video2lora.video import Sampling, decode
-from video2lora.vlm import FrozenVLM, load_vlm, squash, vlm_path
+from video2lora.pixels import squash
+from video2lora.vlm import FrozenVLM, load_vlm, vlm_path
 
 N_FRAMES = 4
 N_CLIPS = 24_000  # drawn once, asked about in many ways

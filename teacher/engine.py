@@ -1,4 +1,4 @@
-"""The teacher's model in vLLM: frames and a prompt -> the text it writes. The only module that knows vLLM.
+"""The teacher's model in vLLM: frames and a prompt -> the text it writes. With `serving`, all that knows vLLM.
 
 `find_model` reads a folder's or a hub repository's config (no torch, no vLLM) and names the weights; `Engine` starts vLLM in the
 calling process. Prompts are the small VLM's and SmolVLM2's own (`video2lora.prompts`), greedy, on frames squashed to the model's
@@ -77,7 +77,7 @@ class Engine:
         from vllm import LLM, SamplingParams
 
         if not gpu:
-            _inspect_here()
+            inspect_here()
         self.model = model
         self.llm = LLM(
             model=model.path,
@@ -87,9 +87,9 @@ class Engine:
             max_model_len=max_model_len(model, settings),
             limit_mm_per_prompt={"image": n_frames},
             mm_processor_kwargs={"do_image_splitting": False, "do_resize": False},  # frames come as the model's squares
-            hf_overrides=_class_override(model),
+            hf_overrides=class_override(model),
             enable_prefix_caching=True,
-            **({} if gpu else _cpu_settings(model, settings)),
+            **({} if gpu else cpu_settings(model, settings)),
         )
         self.tokenizer = self.llm.get_tokenizer()
         self.image_id, end_id = self.tokenizer.convert_tokens_to_ids([prompts.IMAGE, prompts.END_OF_UTTERANCE])
@@ -122,7 +122,7 @@ class Engine:
 
 def pictures(jpegs: Sequence[bytes], *, size_px: int) -> Pictures:
     """As the method squashes them. Raises ValueError for damaged frames."""
-    from video2lora.vlm import squash  # brings torch and transformers, as vLLM does
+    from video2lora.pixels import squash
 
     squares = squash(from_jpegs(jpegs), size_px)
     return Pictures([Image.fromarray(one) for one in squares], [hashlib.sha256(jpeg).hexdigest() for jpeg in jpegs])
@@ -195,7 +195,7 @@ def _hub_configs(settings: TeacherSettings) -> Path:
         ) from error
 
 
-def _class_override(model: Model) -> dict[str, Any]:
+def class_override(model: Model) -> dict[str, Any]:
     """Which of vLLM's two classes serves the model: SmolVLM's, or Idefics3's, which has the same modules and parameter names.
 
     vLLM's SmolVLM class builds transformers' SmolVLMProcessor, whose video half needs torchvision, and torchvision has no build
@@ -212,7 +212,7 @@ def _class_override(model: Model) -> dict[str, Any]:
     return {"architectures": ["Idefics3ForConditionalGeneration"], "model_type": "idefics3"}
 
 
-def _inspect_here() -> None:
+def inspect_here() -> None:
     """Give vLLM the class it would otherwise look up in a child process, so as not to wake CUDA: 12 s on a machine's first run."""
     from vllm import ModelRegistry
     from vllm.model_executor.models.idefics3 import Idefics3ForConditionalGeneration
@@ -220,7 +220,7 @@ def _inspect_here() -> None:
     ModelRegistry.register_model("Idefics3ForConditionalGeneration", Idefics3ForConditionalGeneration)
 
 
-def _cpu_settings(model: Model, settings: TeacherSettings) -> dict[str, Any]:
+def cpu_settings(model: Model, settings: TeacherSettings) -> dict[str, Any]:
     """On a GPU, vLLM's own choices stand; here they would compile for minutes and take 90 % of the memory."""
     bytes_per_token = model.n_kv_values * (4 if settings.dtype == "float32" else 2)
     return {

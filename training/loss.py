@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.batches import Batch, Example
-from video2lora import prompts
 from video2lora.hypernetwork import Hypernetwork
 from video2lora.lora import adapted, select
 from video2lora.scoring import exact_match
@@ -98,7 +97,7 @@ def text_of(vlm: FrozenVLM, batch: Batch, *, n_groups: int = N_GROUPS) -> list[R
     size = math.ceil(len(rows) / n_groups)
     groups = []
     for part in (rows[at : at + size] for at in range(0, len(rows), size)):
-        texts = vlm.text_batch([prompts.text_prompt(one.prompt) for _, one in part], [one.text for _, one in part])
+        texts = vlm.text_batch([vlm.family.text_prompt(one.prompt) for _, one in part], [one.text for _, one in part])
         groups.append(Rows(texts, torch.tensor([i for i, _ in part], device=texts.input_ids.device)))
     return groups
 

@@ -28,7 +28,6 @@ from infra.config import Recipe
 from infra.errors import BadInputError, StageFailedError
 from infra.storage import reject
 from training.answer import Block, Row
-from video2lora import prompts
 from video2lora.checkpoint import load_hypernetwork, read_metadata
 from video2lora.jpeg import from_jpegs
 from video2lora.lora import Lora, adapted, select, stack
@@ -94,14 +93,14 @@ class Systems:
     def _able(self, system: str, block: Block) -> tuple[list[Row], list[Row]]:
         """Questions that this system can answer, and a reject for each of the rest."""
         able, rejects = [], []
-        longest = self.vlm.model.config.text_config.max_position_embeddings - self.settings.max_new_tokens
+        longest = self.vlm.n_positions - self.settings.max_new_tokens
         for question in block.questions:
             key = f"{question['question_id']}/{system}"
             if system == "caption" and question["video_id"] not in self.captions:
                 rejects.append(reject("answer", key, "no_targets", "the teacher wrote neither summary nor caption"))
                 continue
             batch = self._batch(system, [question])
-            n_tokens, n_visual = batch.input_ids.shape[1], n_visual_tokens(batch, self.vlm)[0]
+            n_tokens, n_visual = batch.input_ids.shape[1], self.vlm.n_visual_tokens(batch)[0]
             n_expected = self.videos[question["video_id"]].frame_tokens.shape[:2].numel() if system == "base" else 0
             if n_visual != n_expected:  # the tokenizer reads `<image>` in a text as the token
                 rejects.append(reject("answer", key, "bad_row", f"got {n_visual} image tokens, expected {n_expected}"))
@@ -117,7 +116,7 @@ class Systems:
             return self.vlm.video_batch([self.videos[row["video_id"]].frames for row in questions], texts)
         if system == "caption":
             said = [self.captions[row["video_id"]] for row in questions]
-            return self.vlm.text_batch([prompts.text_prompt(f"{c}\n\n{text}") for c, text in zip(said, texts, strict=True)])
+            return self.vlm.question_batch([f"{c}\n\n{text}" for c, text in zip(said, texts, strict=True)])
         return self.vlm.question_batch(texts)
 
     def _under_adapter(self, system: str, questions: Sequence[Row], block: Block) -> AbstractContextManager[None]:
@@ -134,7 +133,7 @@ class Systems:
 
     def _answers(self, system: str, questions: Sequence[Row], block: Block) -> list[Row]:
         batch = self._batch(system, questions)
-        if system != "base" and any(n_visual_tokens(batch, self.vlm)):
+        if system != "base" and any(self.vlm.n_visual_tokens(batch)):
             raise StageFailedError(f"system {system}: got image tokens in the prompt, expected none")
         tokens = torch.cat([self.videos[row["video_id"]].frame_tokens for row in questions]) if system == "base" else None
         with self._under_adapter(system, questions, block):
@@ -166,12 +165,6 @@ def frames_of(row: dict[str, Any]) -> Frames:
         message = f"frames of video {row['video_id']} are damaged ({error}); remove the table `frames` to make it anew"
         raise StageFailedError(message) from error
     return Frames(images, np.asarray(row["timestamps_s"], dtype=np.float64), row["duration_s"])
-
-
-def n_visual_tokens(batch: TextBatch, vlm: FrozenVLM) -> list[int]:
-    """Image tokens among the ids of each row."""
-    counts: list[int] = (batch.input_ids == vlm.model.config.image_token_id).sum(1).tolist()
-    return counts
 
 
 def _row(question: Row, system: str, answer: Answer) -> Row:

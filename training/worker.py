@@ -24,7 +24,7 @@ from training import checkpoints
 from training.batches import Batch, HeldExamples, Share, StreamedExamples, draw, read_all
 from training.engine import Engine
 from training.loss import Encoder, TargetLoss, text_of, validate
-from video2lora.hypernetwork import Hypernetwork, HypernetworkConfig
+from video2lora.hypernetwork import Hypernetwork, HypernetworkConfig, checked_config
 from video2lora.vlm import FrozenVLM, load_vlm
 
 TELL_EVERY_S = 1.0
@@ -144,7 +144,7 @@ class Worker:
 
     def validate(self) -> dict[str, float]:
         """Mean loss and share of exact greedy answers over all workers' validation targets."""
-        sums = torch.zeros(3, device=self.vlm.model.device)
+        sums = torch.zeros(3, device=self.vlm.device)
         with self.clock.part("validation"):
             for i, batch in enumerate(self.validation):
                 found = validate(self.student, self.encoder, batch, max_new_tokens=self.job.recipe.answer.max_new_tokens)
@@ -201,10 +201,10 @@ def new_hypernetwork(recipe: Recipe, vlm: FrozenVLM) -> Hypernetwork:
     """As the recipe says and as the VLM's sizes demand. Raises BadInputError if they do not fit."""
     settings = recipe.hypernetwork.model_dump()
     try:
-        sizes = vlm.module_sizes(settings.pop("target_modules"))
-        config = HypernetworkConfig.model_validate({**settings, "n_layers": len(vlm.layers), "d_vlm": vlm.d_vlm, "target_modules": sizes})
+        settings["target_modules"] = vlm.module_sizes(settings["target_modules"])
+        config = checked_config({**settings, "n_layers": len(vlm.layers), "d_vlm": vlm.d_vlm}, where="hypernetwork")
     except ValueError as error:
-        raise BadInputError(f"recipe: hypernetwork: {error}") from error
+        raise BadInputError(f"recipe: {error}") from error
     return Hypernetwork(config, seed=recipe.training.seed)
 
 

@@ -1,50 +1,40 @@
-"""A video's LoRA on disk: a folder that PEFT and vLLM load, and beside it where the LoRA came from.
+"""A video's LoRA and where it came from: as a value, in parts, joined with others, and on disk as a folder that PEFT and vLLM load.
 
-Files: `adapter_config.json` and `adapter_model.safetensors` as PEFT writes them for SmolVLM, and `provenance.json`.
-The generated and the static adapter are already one, of rank 2r, for PEFT knows one pair of factors per module. PEFT
-divides lora_alpha by the rank and we multiply directly, so lora_alpha is scaling * rank.
-
-target_modules is an expression that matches the text model only: the vision tower has modules of the same last names.
-A key that matches nothing would load silently and answer as the base model; the tests therefore compare answers.
+On disk: what PEFT writes (`video2lora.peft_folder`) and `provenance.json`. The generated and the static adapter are already one, for PEFT
+knows one pair of factors per module; the static one takes the last rows in rank, so that it can be told apart, stored once beside many
+videos (`without_static`, `with_static`) and not be counted twice when adapters are composed.
 """
 
+import hashlib
+import json
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
-from video2lora.checkpoint import new_folder, read_json, read_tensors, write_json
-from video2lora.lora import Lora
+from video2lora.checkpoint import new_folder, read_json, write_json
+from video2lora.lora_algebra import Lora, concatenate, slice_rank
+from video2lora.peft_folder import CONFIG_FILE, WEIGHTS_FILE, read_peft, write_peft
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 PROVENANCE_FILE = "provenance.json"
 REQUIRED_PROVENANCE = ("video_id", "vlm")
-TEXT_LAYERS = "model.text_model.layers"  # path of the decoder layers in SmolVLMForConditionalGeneration
-BLOCK_OF_MODULE = {  # where Llama's decoder layer, which is SmolVLM's, keeps its linear modules
-    "q_proj": "self_attn",
-    "k_proj": "self_attn",
-    "v_proj": "self_attn",
-    "o_proj": "self_attn",
-    "gate_proj": "mlp",
-    "up_proj": "mlp",
-    "down_proj": "mlp",
-}
-KEY = re.compile(rf"base_model\.model\.{re.escape(TEXT_LAYERS)}\.(\d+)\.(\w+)\.(\w+)\.lora_(A|B)\.weight")
+TEXT_LAYERS = "model.text_model.layers"  # path of the decoder layers in SmolVLMForConditionalGeneration; of adapters that do not say
+APART = "apart"  # of provenance's `static`: the static adapter is the hypernetwork's and not in this folder
+LAYERS_PATH = re.compile(r"\w+(\.\w+)*")
+MADE_WITH = ("vlm", "vlm_revision", "vlm_digest", "layers_path", "hypernetwork", "hypernetwork_digest")  # the same in all parts
+Dtype = Literal["float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One video's LoRA (batch 1, static adapter included) and its provenance, JSON values by name.
+    """One video's LoRA (batch 1) and its provenance, JSON values by name.
 
-    Provenance has at least `video_id` and `vlm`, the name or path of the VLM it was made for; hashes of the VLM and the
-    hypernetwork, sampling and so on as the maker knows them. Raises ValueError for another batch or a missing name.
+    Provenance has at least `video_id` and `vlm`, the name or path of the VLM it was made for; revision, digests, sampling and so on as the
+    maker knows them. `static_r` says how many rows, the last in rank, are the static adapter's: 0 for none, null where generated and
+    static rows were compressed together. Raises ValueError for another batch, no rank, a missing name or an impossible value.
     """
 
     lora: Lora
@@ -56,102 +46,189 @@ class Adapter:
         missing = [name for name in REQUIRED_PROVENANCE if not isinstance(self.provenance.get(name), str)]
         if missing:
             raise ValueError(f"provenance lacks {missing} (as text); it has {sorted(self.provenance)}")
+        if not LAYERS_PATH.fullmatch(str(self.layers_path)):
+            raise ValueError(f"provenance: layers_path is {self.layers_path!r}, expected a path of modules like {TEXT_LAYERS!r}")
+        static_r = self.provenance.get("static_r")
+        if static_r is not None and (type(static_r) is not int or not 0 <= static_r <= self.lora.r):
+            raise ValueError(f"provenance: static_r is {static_r!r}, expected a part of the adapter's rank {self.lora.r}")
+
+    @property
+    def layers_path(self) -> str:
+        """Where the VLM keeps its decoder layers, as transformers names modules."""
+        path: str = self.provenance.get("layers_path", TEXT_LAYERS)
+        return path
+
+    @property
+    def has_all(self) -> bool:
+        """Whether all of the adapter is here, the static part too, if its hypernetwork has one."""
+        return self.provenance.get("static") != APART
+
+    @property
+    def generated(self) -> Lora:
+        """What the video made, without the static adapter. Raises ValueError where they cannot be told apart."""
+        return slice_rank(self.lora, 0, self.lora.r - self._static_r())
+
+    @property
+    def static(self) -> Lora:
+        """The static adapter that is part of this one; of rank 0 where there is none. Raises ValueError as `generated` does."""
+        return slice_rank(self.lora, self.lora.r - self._static_r(), self.lora.r)
+
+    def _static_r(self) -> int:
+        static_r: int | None = self.provenance.get("static_r")
+        if static_r is None:
+            raise ValueError(
+                f"adapter of video {self.provenance['video_id']!r}: its generated and static parts cannot be told apart (static_r is not "
+                "known); internalize the video again, and compress the generated part alone"
+            )
+        return static_r
 
 
-def save_adapter(adapter: Adapter, folder: Path) -> None:
-    """Writes a PEFT folder, factors in their own dtype; replaces an adapter of ours that is there.
+@runtime_checkable
+class MadeOf(Protocol):
+    """What names a VLM's weights, as `video2lora.vlm.FrozenVLM` does."""
 
-    Raises ValueError where `folder` holds something else, or a module has no known place in a decoder layer.
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def revision(self) -> str | None: ...
+
+    @property
+    def digest(self) -> str: ...
+
+
+def check_made_for(adapter: Adapter, vlm: MadeOf) -> None:
+    """Raises ValueError, naming both sides, unless `vlm` has the weights that the adapter was made for and the adapter is complete.
+
+    Weights are told by their digest, whatever their name; by name and revision in an adapter that has none.
     """
-    lora = adapter.lora
-    unknown = sorted(lora.lora_a.keys() - BLOCK_OF_MODULE.keys())
-    if unknown:
-        raise ValueError(f"modules {unknown} have no known place in a decoder layer; known: {sorted(BLOCK_OF_MODULE)}")
-    tensors = {}
-    for name, block in BLOCK_OF_MODULE.items():
-        if name not in lora.lora_a:
-            continue
-        for layer in range(lora.n_layers):
-            prefix = f"base_model.model.{TEXT_LAYERS}.{layer}.{block}.{name}"
-            tensors[f"{prefix}.lora_A.weight"] = _own_copy(lora.lora_a[name][0, layer])
-            tensors[f"{prefix}.lora_B.weight"] = _own_copy(lora.lora_b[name][0, layer])
+    made = adapter.provenance
+    who = f"adapter of video {made['video_id']!r}"
+    name, revision, digest = made["vlm"], made.get("vlm_revision"), made.get("vlm_digest")
+    is_same = digest == vlm.digest if digest is not None else (name, revision) == (vlm.name, vlm.revision)
+    if not is_same and name == vlm.name and revision != vlm.revision:
+        raise ValueError(f"{who}: made for VLM {name!r} at revision {revision}, got revision {vlm.revision}")
+    if not is_same:
+        raise ValueError(f"{who}: made for VLM weights {digest} of {name!r}, got {vlm.digest} of {vlm.name!r}")
+    if not adapter.has_all:
+        raise ValueError(
+            f"{who}: was stored without the static adapter, which hypernetwork {made.get('hypernetwork')!r} has; add it (`with_static`)"
+        )
+
+
+def without_static(adapter: Adapter) -> Adapter:
+    """What the video made, for a store that keeps the static adapter once; an adapter without a static part comes back as it is.
+
+    Raises ValueError where the parts cannot be told apart.
+    """
+    if adapter.static.r == 0:
+        return adapter
+    return Adapter(lora=adapter.generated, provenance={**adapter.provenance, "static_r": 0, "static": APART})
+
+
+def with_static(adapter: Adapter, static: Lora, *, hypernetwork_digest: str) -> Adapter:
+    """The self-contained adapter again: `static` is `Hypernetwork.static_lora()`. One that lacks nothing comes back as it is.
+
+    Raises ValueError for the static adapter of another hypernetwork.
+    """
+    if adapter.has_all:
+        return adapter
+    expected = adapter.provenance.get("hypernetwork_digest")
+    if expected != hypernetwork_digest:
+        raise ValueError(
+            f"adapter of video {adapter.provenance['video_id']!r}: made by hypernetwork {expected}, got the static adapter of "
+            f"{hypernetwork_digest}"
+        )
+    provenance = {name: value for name, value in adapter.provenance.items() if name != "static"}
+    lora = concatenate([adapter.lora, static.map(lambda factor: factor.detach().cpu())])
+    return Adapter(lora=lora, provenance={**provenance, "static_r": static.r})
+
+
+def compose_adapters(adapters: Sequence[Adapter]) -> Adapter:
+    """One adapter of several, of chunks of a video or of different videos: generated parts joined in rank, the static adapter once.
+
+    The deltas add up, in any order (section 5.6; no 1/n). Provenance lists the `parts`; `video_id` is a hash of them, the same for the same
+    parts in any order or grouping. One adapter is its own composition. Raises ValueError for none, for adapters of different VLMs,
+    hypernetworks or modules, and where a static part cannot be told apart; it names both sides.
+    """
+    if not adapters:
+        raise ValueError("expected at least one adapter to compose, got none")
+    first = adapters[0]
+    if len(adapters) == 1:
+        return first
+    for adapter in adapters:
+        _check_composable(first, adapter)
+    static = next((adapter.static for adapter in adapters if adapter.static.r), None)
+    lora = concatenate([*(adapter.generated for adapter in adapters), *([static] if static else [])])
+    parts = [part for adapter in adapters for part in _parts(adapter)]
+    provenance = {name: first.provenance[name] for name in MADE_WITH if name in first.provenance}
+    provenance |= {name: value for name, value in parts[0].items() if all(part.get(name) == value for part in parts)}
+    for name in ("n_frames", "n_chunks"):
+        provenance.pop(name, None)
+        if all(isinstance(part.get(name), int) for part in parts):
+            provenance[name] = sum(part[name] for part in parts)
+    provenance |= {"video_id": _id_of(parts), "parts": parts, "static_r": static.r if static else 0}
+    if static is None and not all(adapter.has_all for adapter in adapters):
+        provenance["static"] = APART
+    return Adapter(lora=lora, provenance=provenance)
+
+
+def _check_composable(one: Adapter, other: Adapter) -> None:
+    ids = one.provenance["video_id"], other.provenance["video_id"]
+    for digest, name in (("vlm_digest", "vlm"), ("hypernetwork_digest", "hypernetwork")):
+        digests = one.provenance.get(digest), other.provenance.get(digest)
+        if None in digests or digests[0] != digests[1]:
+            names = one.provenance.get(name), other.provenance.get(name)
+            raise ValueError(
+                f"cannot compose adapters of {name}s that differ or are not known: video {ids[0]!r} has {names[0]!r} ({digests[0]}), "
+                f"video {ids[1]!r} has {names[1]!r} ({digests[1]})"
+            )
+    kinds = [(adapter.layers_path, adapter.lora.n_layers, sorted(adapter.lora.lora_a), adapter.lora.scaling) for adapter in (one, other)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"cannot compose adapters that differ in (path, n_layers, modules, scaling): {kinds[0]} and {kinds[1]}")
+
+
+def _parts(adapter: Adapter) -> list[dict[str, Any]]:
+    """What tells each part of an adapter: all of its provenance that is not the same in every part by necessity."""
+    parts: list[dict[str, Any]] | None = adapter.provenance.get("parts")
+    if parts is not None:
+        return parts
+    return [{name: value for name, value in adapter.provenance.items() if name not in (*MADE_WITH, "static_r", "static")}]
+
+
+def _id_of(parts: Sequence[Mapping[str, Any]]) -> str:
+    texts = sorted(json.dumps(part, sort_keys=True) for part in parts)
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:20]
+
+
+def save_adapter(adapter: Adapter, folder: Path, *, dtype: Dtype | None = None) -> None:
+    """Writes a PEFT folder; replaces an adapter of ours that is there. `dtype` None keeps the factors' own.
+
+    Raises ValueError where `folder` holds something else, or as `write_adapter` does.
+    """
     with new_folder(folder, marker=PROVENANCE_FILE) as new:
-        write_json(_peft_config(adapter), new / CONFIG_FILE)
-        write_json(adapter.provenance, new / PROVENANCE_FILE)
-        save_file(tensors, new / WEIGHTS_FILE, metadata={"format": "pt"})
-        shutil.copymode(new / CONFIG_FILE, new / WEIGHTS_FILE)  # safetensors lets only the owner read
+        write_adapter(adapter, new, dtype=dtype)
+
+
+def write_adapter(adapter: Adapter, folder: Path, *, dtype: Dtype | None = None) -> None:
+    """The three files into a folder that is there. Raises ValueError as `write_peft` does."""
+    lora = adapter.lora if dtype is None else adapter.lora.map(lambda factor: factor.to(getattr(torch, dtype)))
+    write_peft(lora, folder, layers_path=adapter.layers_path, base_model=adapter.provenance["vlm"])
+    write_json(adapter.provenance, folder / PROVENANCE_FILE)
 
 
 def load_adapter(folder: Path) -> Adapter:
-    """Reads what `save_adapter` wrote, on the CPU.
-
-    Raises ValueError naming what is wrong: no adapter, a kind of LoRA that is not plain, keys that are not those of a
-    SmolVLM text model, a layer missing, shapes that disagree.
-    """
+    """Reads what `save_adapter` wrote, on the CPU. Raises ValueError naming what is wrong with the folder."""
     absent = [name for name in (CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE) if not (folder / name).is_file()]
     if absent:
         raise ValueError(f"{folder} is not an adapter of video2lora: it has no {', '.join(absent)}")
-    r, scaling = _read_peft_config(folder / CONFIG_FILE)
-    path = folder / WEIGHTS_FILE
-    factors: dict[tuple[str, str], dict[int, Tensor]] = {}
-    for key, tensor in read_tensors(path).items():
-        match = KEY.fullmatch(key)
-        if match is None or BLOCK_OF_MODULE.get(match[3]) != match[2]:
-            raise ValueError(f"{path}: key {key!r} is not of the form {KEY.pattern}")
-        factors.setdefault((match[3], match[4]), {})[int(match[1])] = tensor
-    if not factors:
-        raise ValueError(f"{path}: holds no tensors")
-    lora = Lora(
-        lora_a={name: _stacked(f, f"{path}: lora_A of {name}") for (name, ab), f in factors.items() if ab == "A"},
-        lora_b={name: _stacked(f, f"{path}: lora_B of {name}") for (name, ab), f in factors.items() if ab == "B"},
-        scaling=scaling,
-    )
-    if lora.r != r:
-        raise ValueError(f"{path}: factors of rank {lora.r}, but r is {r} in {CONFIG_FILE}")
-    return Adapter(lora=lora, provenance=read_json(folder / PROVENANCE_FILE))
-
-
-def _peft_config(adapter: Adapter) -> dict[str, Any]:
-    lora = adapter.lora
-    lora_alpha = lora.scaling * lora.r
-    modules = "|".join(rf"{BLOCK_OF_MODULE[name]}\.{name}" for name in sorted(lora.lora_a))
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": adapter.provenance["vlm"],
-        "r": lora.r,
-        "lora_alpha": int(lora_alpha) if lora_alpha == int(lora_alpha) else lora_alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": rf".*text_model\.layers\.\d+\.({modules})",
-        "inference_mode": True,
-        "fan_in_fan_out": False,
-        "use_rslora": False,
-        "use_dora": False,
-    }
-
-
-def _read_peft_config(path: Path) -> tuple[int, float]:
-    config = read_json(path)
-    if config.get("peft_type") != "LORA" or config.get("use_rslora") or config.get("use_dora"):
-        raise ValueError(
-            f"{path}: expected plain LoRA, got peft_type {config.get('peft_type')!r}, "
-            f"use_rslora {config.get('use_rslora')!r}, use_dora {config.get('use_dora')!r}"
-        )
-    r, lora_alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(r, int) or r < 1 or not isinstance(lora_alpha, int | float):
-        raise ValueError(f"{path}: expected r, a positive whole number, and lora_alpha; got {r!r} and {lora_alpha!r}")
-    return r, lora_alpha / r
-
-
-def _stacked(by_layer: dict[int, Tensor], where: str) -> Tensor:
-    n_layers = max(by_layer) + 1
-    missing = sorted(set(range(n_layers)) - by_layer.keys())
-    shapes = sorted({tuple(tensor.shape) for tensor in by_layer.values()})
-    if missing or len(shapes) > 1:
-        raise ValueError(f"{where}: layers missing: {missing}; shapes {shapes}, expected one")
-    return torch.stack([by_layer[layer] for layer in range(n_layers)])[None]
-
-
-def _own_copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    provenance = read_json(folder / PROVENANCE_FILE)
+    lora, layers_path = read_peft(folder)
+    if layers_path != provenance.get("layers_path", layers_path):
+        raise ValueError(f"{folder}: keys are of {layers_path!r}, but layers_path is {provenance['layers_path']!r} in {PROVENANCE_FILE}")
+    if layers_path != TEXT_LAYERS:
+        provenance["layers_path"] = layers_path
+    try:
+        return Adapter(lora=lora, provenance=provenance)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error

@@ -24,6 +24,7 @@ import imageio_ffmpeg
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
+from video2lora.pixels import LARGEST_EDGE_PX
 from video2lora.video_file import (
     MAX_FRAME_PX,
     RejectReason,
@@ -140,15 +141,24 @@ def read_frames(
     Raises VideoDecodeError (deadline, decode_error).
     """
     chosen = "+".join(f"eq(n,{number})" for number in frame_numbers)
-    edge = {"w": f"min(iw,{longest_edge_px})", "h": f"min(ih,{longest_edge_px})"}
     frames = _input(max_pixels=MAX_FRAME_PX)["V:0"].filter("select", chosen)
-    frames = frames.filter("scale", force_original_aspect_ratio="decrease", flags="lanczos", **edge)
+    frames = frames.filter("scale", flags="lanczos", **_fitted_size(longest_edge_px))
     command = frames.output("pipe:", f="image2pipe", vcodec="ppm", pix_fmt="rgb24", fps_mode="passthrough")
     output, log = _run(path, command, timeout_s=timeout_s)
     images = _parse_ppm(output)
     if len(images) != len(frame_numbers) or len({image.shape for image in images}) != 1:
         raise VideoDecodeError(RejectReason.DECODE_ERROR, f"ffmpeg gave {len(images)} frames of {len(frame_numbers)}: {_last_line(log)}")
     return np.stack(images)
+
+
+def _fitted_size(longest_edge_px: int) -> dict[str, str]:
+    """`pixels.fitted_size` in the words of ffmpeg's scale filter, which knows the upright frame's iw and ih. Its Lanczos is its own."""
+    edge = min(longest_edge_px, LARGEST_EDGE_PX)
+    height, width = f"trunc({edge}/(iw/ih))", f"trunc({edge}*(iw/ih))"
+    return {
+        "w": f"if(gte(iw,ih),{edge},max(1,{width}+mod({width},2)))",
+        "h": f"if(gte(iw,ih),max(1,{height}+mod({height},2)),{edge})",
+    }
 
 
 def _input(**options: int) -> Any:

@@ -9,10 +9,13 @@ mention it; its released checkpoints have it, and so do we (`static_adapter`). A
 multipliers of B and the static B start at zero.
 """
 
+import reprlib
+from typing import Any
+
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -62,15 +65,25 @@ class HypernetworkConfig(BaseModel):
     def _consistent(self) -> "HypernetworkConfig":
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and {self.n_kv_heads}")
-        dotted = [name for name in self.target_modules if "." in name or not name]
-        if dotted:
-            raise ValueError(f"target_modules takes the last name of a module, like 'down_proj'; got {dotted}")
+        # Heads are submodules by these names, so a name of nn.ModuleDict's own cannot be one either.
+        wrong = [name for name in self.target_modules if not name.isidentifier() or hasattr(nn.ModuleDict(), name)]
+        if wrong:
+            raise ValueError(f"target_modules takes the last name of a module, like 'down_proj'; got {wrong}")
         return self
 
     @property
     def lora_scaling(self) -> float:
         """What multiplies the delta: `scaling`, or 2 * r^1.5 where that is None."""
         return 2 * self.r**1.5 if self.scaling is None else self.scaling
+
+
+def checked_config(values: Any, *, where: str) -> HypernetworkConfig:
+    """Raises ValueError, in one line that begins with `where`, naming each setting that is unknown, missing or wrong."""
+    try:
+        return HypernetworkConfig.model_validate(values)
+    except ValidationError as error:
+        wrong = [(".".join(map(str, item["loc"])) or "hypernetwork", item["msg"], reprlib.repr(item["input"])) for item in error.errors()]
+        raise ValueError(f"{where}: " + "; ".join(f"{name}: {what} (got {got})" for name, what, got in wrong)) from error
 
 
 class ResidualMLP(nn.Module):

@@ -1,141 +1,48 @@
-"""LoRA as data: factors of every layer and every video in one value, and the context in which a model uses them.
-
-The delta of a layer is `scaling * (x A^T) B^T`, as in arXiv 2606.04351 section 3.3 and PEFT; `scaling` is multiplied
-directly and is not divided by r. Rank is additive: concatenating factors in rank sums their deltas, which is how chunks
-of a video compose and how the static adapter joins (sections 3.3 and 5.6).
+"""A LoRA in a model: added to each example of a batch while a context lasts, or merged into the weights. As data: `lora_algebra`.
 
 `adapted` adds the deltas with PyTorch's forward hooks: the model's own code stays as it is, and each example of a batch
 has its own adapter at the price of two small batched products. The published implementation replaces `module.forward`
-and must undo that by hand. Merging the delta into the weights would be faster for one video and impossible for a batch.
+and must undo that by hand.
+
+`merged` puts W + scaling * B A in the place of W: nothing is added to the cost of a token, but all examples have the same
+adapter, and every weight is written anew. The weights kept aside come back as the same objects, so bit for bit.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from video2lora.lora_algebra import (
+    CompressionLoss,
+    Lora,
+    check_rank,
+    compose,
+    compress,
+    concatenate,
+    pad_rank,
+    select,
+    slice_rank,
+    stack,
+)
 
-@dataclass(frozen=True)
-class Lora:
-    """Factors by target module name ("down_proj"), for `batch` videos and all layers; PEFT's names and orientation.
-
-    d_in and d_out differ between modules; batch, n_layers and r do not. Raises ValueError where the shapes disagree.
-    """
-
-    # Underscores: shapes are checked below, for every module and in every run, since factors also come from files.
-    lora_a: Mapping[str, Float[Tensor, "_batch _n_layers _r _d_in"]]
-    lora_b: Mapping[str, Float[Tensor, "_batch _n_layers _d_out _r"]]
-    scaling: float
-
-    def __post_init__(self) -> None:
-        if not self.lora_a or self.lora_a.keys() != self.lora_b.keys():
-            raise ValueError(f"lora_a has modules {sorted(self.lora_a)}, lora_b {sorted(self.lora_b)}; expected the same, not none")
-        first = next(iter(self.lora_a.values()))
-        for name, a in self.lora_a.items():
-            b = self.lora_b[name]
-            if a.ndim != 4 or b.ndim != 4 or not a.shape[:3] == first.shape[:3] == (*b.shape[:2], b.shape[3]):
-                raise ValueError(
-                    f"{name}: lora_a {tuple(a.shape)} and lora_b {tuple(b.shape)}; expected [batch, n_layers, r, d_in] "
-                    f"and [batch, n_layers, d_out, r] with (batch, n_layers, r) = {tuple(first.shape[:3])}"
-                )
-
-    @property
-    def batch(self) -> int:
-        return next(iter(self.lora_a.values())).shape[0]
-
-    @property
-    def n_layers(self) -> int:
-        return next(iter(self.lora_a.values())).shape[1]
-
-    @property
-    def r(self) -> int:
-        return next(iter(self.lora_a.values())).shape[2]
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Lora":
-        """The same adapter with `function` applied to every factor, as in `lora.map(Tensor.cpu)`."""
-        return Lora(
-            lora_a={name: function(a) for name, a in self.lora_a.items()},
-            lora_b={name: function(b) for name, b in self.lora_b.items()},
-            scaling=self.scaling,
-        )
-
-
-def concatenate(loras: Sequence[Lora]) -> Lora:
-    """Sum of the deltas: factors concatenated in rank. A batch of 1 is shared by all videos of the others.
-
-    Raises ValueError where modules, layers, batch or scaling differ.
-    """
-    _check_alike(loras)
-    batches = {lora.batch for lora in loras} - {1}
-    if len(batches) > 1:
-        raise ValueError(f"cannot concatenate adapters of batches {[lora.batch for lora in loras]} in rank")
-    batch = batches.pop() if batches else 1
-    return Lora(
-        lora_a={m: torch.cat([x.lora_a[m].expand(batch, -1, -1, -1) for x in loras], 2) for m in loras[0].lora_a},
-        lora_b={m: torch.cat([x.lora_b[m].expand(batch, -1, -1, -1) for x in loras], 3) for m in loras[0].lora_b},
-        scaling=loras[0].scaling,
-    )
-
-
-def stack(loras: Sequence[Lora]) -> Lora:
-    """One batch out of several. Shorter adapters get zero rows up to the longest rank, which change no delta.
-
-    Raises ValueError where modules, layers or scaling differ.
-    """
-    _check_alike(loras)
-    padded = [pad_rank(lora, max(lora.r for lora in loras)) for lora in loras]
-    return Lora(
-        lora_a={m: torch.cat([lora.lora_a[m] for lora in padded]) for m in loras[0].lora_a},
-        lora_b={m: torch.cat([lora.lora_b[m] for lora in padded]) for m in loras[0].lora_b},
-        scaling=loras[0].scaling,
-    )
-
-
-def pad_rank(lora: Lora, r: int) -> Lora:
-    """Zero rows appended up to rank `r`; the delta stays. ValueError where `r` is smaller than the adapter's."""
-    if r < lora.r:
-        raise ValueError(f"cannot pad an adapter of rank {lora.r} to rank {r}")
-    return Lora(
-        lora_a={m: F.pad(a, (0, 0, 0, r - lora.r)) for m, a in lora.lora_a.items()},
-        lora_b={m: F.pad(b, (0, r - lora.r)) for m, b in lora.lora_b.items()},
-        scaling=lora.scaling,
-    )
-
-
-def select(lora: Lora, index: Int[Tensor, " n_selected"]) -> Lora:
-    """The adapters at `index`, in that order, repeats allowed: [0, 0, 1] is two questions on video 0, one on video 1.
-
-    Only the factors are repeated; they are small beside anything computed with them.
-    """
-    return lora.map(lambda factor: factor.index_select(0, index.to(factor.device)))
-
-
-def compose(lora: Lora, n_chunks: Sequence[int]) -> Lora:
-    """Chunks of the same video into one adapter each: the sum of their deltas, in any order.
-
-    The batch holds `n_chunks[0]` chunks of the first video, then those of the second, and so on. The result has one
-    adapter per video, of rank max(n_chunks) * r, with zero rows for videos of fewer chunks (section 5.6; no 1/n).
-    Add the static adapter afterwards, once. Raises ValueError where the counts do not sum to the batch.
-    """
-    if min(n_chunks, default=0) < 1 or sum(n_chunks) != lora.batch:
-        raise ValueError(f"n_chunks {list(n_chunks)} must be positive and sum to the batch of {lora.batch} adapters")
-    counts = torch.tensor(n_chunks)
-    video = torch.arange(len(n_chunks)).repeat_interleave(counts)
-    chunk = torch.arange(lora.batch) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-
-    def by_video(factor: Tensor) -> Tensor:
-        filled = factor.new_zeros(len(n_chunks), max(n_chunks), *factor.shape[1:])
-        return filled.index_put((video.to(factor.device), chunk.to(factor.device)), factor)
-
-    return Lora(
-        lora_a={m: by_video(a).transpose(1, 2).flatten(2, 3) for m, a in lora.lora_a.items()},
-        lora_b={m: by_video(b).permute(0, 2, 3, 1, 4).flatten(3, 4) for m, b in lora.lora_b.items()},
-        scaling=lora.scaling,
-    )
+__all__ = [
+    "CompressionLoss",
+    "Lora",
+    "adapted",
+    "check_rank",
+    "compose",
+    "compress",
+    "concatenate",
+    "lora_delta",
+    "merged",
+    "pad_rank",
+    "select",
+    "slice_rank",
+    "stack",
+]
 
 
 def lora_delta(
@@ -146,14 +53,14 @@ def lora_delta(
     scaling: float,
     base: Float[Tensor, "batch n_tokens d_out"] | None = None,
 ) -> Float[Tensor, "batch n_tokens d_out"]:
-    """`base + scaling * x A^T B^T` for one layer, in x's dtype; `base` None is zero.
+    """`base + scaling * x A^T B^T` for one layer, in x's dtype and on its device; `base` None is zero.
 
     One adapter per example, or one for all. Raises ValueError for any other number of adapters.
     """
     n_loras, batch = lora_a.shape[0], x.shape[0]
     if n_loras not in (1, batch):
         raise ValueError(f"{n_loras} adapters for a batch of {batch} examples; expected {batch}, or 1 shared by all")
-    lora_a, lora_b = lora_a.to(x.dtype), lora_b.to(x.dtype)
+    lora_a, lora_b = lora_a.to(x.device, x.dtype), lora_b.to(x.device, x.dtype)
     shared = n_loras < batch
     hidden = torch.bmm(x.flatten(0, 1)[None] if shared else x, lora_a.mT)
     if base is None:
@@ -174,6 +81,48 @@ def adapted(layers: nn.ModuleList | Sequence[nn.Module], lora: Lora) -> Iterator
 
     Raises ValueError where the number of layers differs, or a layer has no such module, or several, or another size.
     """
+    targets = _targets(layers, lora)
+    with ExitStack() as hooks:
+        for module, a, b in targets:
+            hooks.callback(module.register_forward_hook(_add_delta(a, b, lora.scaling)).remove)
+        yield
+
+
+@contextmanager
+def merged(layers: nn.ModuleList | Sequence[nn.Module], lora: Lora) -> Iterator[None]:
+    """Inside, the target weights are W + scaling * B A of the one adapter; outside, they are the parameters they were, errors included.
+
+    Computed in fp32 from W and the factors, then rounded once to W's dtype. Contexts nest, with `adapted` too: an inner one adds to the
+    outer one's weights, as rounded (to add in fp32, `concatenate` first). Merged weights take no gradient and pass none to the factors.
+    A captured CUDA graph keeps the weights it was captured with: capture inside.
+
+    Raises ValueError as `adapted` does, and for several adapters, for factors that wait for a gradient, and for a target
+    that is not a linear module with a weight of floating-point numbers.
+    """
+    if lora.batch != 1:
+        raise ValueError(f"weights hold one adapter, got a batch of {lora.batch}; use `adapted`")
+    if torch.is_grad_enabled() and any(factor.requires_grad for factor in (*lora.lora_a.values(), *lora.lora_b.values())):
+        raise ValueError("merged weights pass no gradient to the factors; detach the factors, or use `adapted`")
+    targets = _targets(layers, lora)
+    for module, _, _ in targets:
+        if not isinstance(module, nn.Linear) or not module.weight.is_floating_point():
+            raise ValueError(f"expected a linear module of floating-point weights to merge into, got {module}")
+    with ExitStack() as originals:
+        for module, a, b in targets:
+            originals.callback(setattr, module, "weight", module.weight)
+            module.weight = _merged_weight(module.weight, a, b, lora.scaling)
+        yield
+
+
+@torch.no_grad()
+def _merged_weight(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float) -> nn.Parameter:
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    a, b = (factor[0].to(weight.device, dtype) for factor in (lora_a, lora_b))
+    return nn.Parameter(torch.addmm(weight.to(dtype), b, a, alpha=scaling).to(weight.dtype), requires_grad=False)
+
+
+def _targets(layers: nn.ModuleList | Sequence[nn.Module], lora: Lora) -> list[tuple[nn.Module, Tensor, Tensor]]:
+    """Each module that the adapter changes, with its factors [batch, r, d_in] and [batch, d_out, r]. Raises ValueError as in `adapted`."""
     if len(layers) != lora.n_layers:
         raise ValueError(f"the adapter has {lora.n_layers} layers, the model {len(layers)}")
     # unbind, not a slice per layer: the backward pass of a slice fills a whole zero tensor for each of them
@@ -183,15 +132,20 @@ def adapted(layers: nn.ModuleList | Sequence[nn.Module], lora: Lora) -> Iterator
     ]
     for module, a, b in targets:
         _check_sizes(module, a, b)
-    with ExitStack() as hooks:
-        for module, a, b in targets:
-            hooks.callback(module.register_forward_hook(_add_delta(a, b, lora.scaling)).remove)
-        yield
+    return targets
 
 
 def _add_delta(lora_a: Tensor, lora_b: Tensor, scaling: float) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    cast = lora_a, lora_b
+    has_gradient = lora_a.requires_grad or lora_b.requires_grad
+
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return lora_delta(inputs[0], lora_a=lora_a, lora_b=lora_b, scaling=scaling, base=output)
+        nonlocal cast
+        (x,) = inputs
+        # Cast once, not for every token. Not with gradients: a cast made while they were off must not serve a call that wants them.
+        if not has_gradient and (cast[0].dtype, cast[0].device) != (x.dtype, x.device):
+            cast = lora_a.to(x.device, x.dtype), lora_b.to(x.device, x.dtype)
+        return lora_delta(x, lora_a=cast[0], lora_b=cast[1], scaling=scaling, base=output)
 
     return hook
 
@@ -208,11 +162,3 @@ def _check_sizes(module: nn.Module, lora_a: Tensor, lora_b: Tensor) -> None:
     got = (lora_a.shape[-1], lora_b.shape[-2])
     if isinstance(module, nn.Linear) and got != (module.in_features, module.out_features):
         raise ValueError(f"the adapter has (d_in, d_out) = {got}, the module ({module.in_features}, {module.out_features})")
-
-
-def _check_alike(loras: Sequence[Lora]) -> None:
-    if not loras:
-        raise ValueError("expected at least one adapter, got none")
-    kinds = {(lora.n_layers, lora.scaling, tuple(sorted(lora.lora_a))) for lora in loras}
-    if len(kinds) > 1:
-        raise ValueError(f"adapters differ in (n_layers, scaling, modules): {sorted(kinds)}")

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 RMS_NORM_EPS = 1e-6  # published implementation
 PROJECTION_EXPANSION = 4  # hidden width of the modality projection, in d_vlm; published implementation
+PROJECTION_BYTES = 1 << 28  # of the projection's hidden layer without gradients; ours
 MLP_EXPANSION = 4  # hidden width of every other MLP, in d_latent; published implementation
 
 
@@ -133,7 +134,8 @@ class Resampler(nn.Module):
 class Perceiver(nn.Module):
     """Modality projection, encoder, decoder. `checkpoint_projection` recomputes the projection in the backward pass.
 
-    The projection's hidden width is 4 x d_vlm for every token of every layer: by far the largest activation here.
+    The projection's hidden width is 4 x d_vlm for every token of every layer: by far the largest activation here. Without gradients it
+    is held for PROJECTION_BYTES worth of rows at a time: 64 frames at 500M would take 2.5 GB, twice.
     """
 
     def __init__(
@@ -153,9 +155,16 @@ class Perceiver(nn.Module):
     def forward(
         self, features: Float[Tensor, "batch n_tokens d_vlm"], *, mask: Bool[Tensor, "batch n_tokens"]
     ) -> Float[Tensor, "batch n_queries d_latent"]:
-        if self.checkpoint_projection and torch.is_grad_enabled():
-            context = checkpoint(self.projection, features, use_reentrant=False)
-        else:
-            context = self.projection(features)
+        if not torch.is_grad_enabled():
+            n_at_once = max(1, PROJECTION_BYTES // (features.shape[1] * self.projection.gate_proj.weight.shape[0] * 4))
+            parts = zip(features.split(n_at_once), mask.split(n_at_once), strict=True)
+            return torch.cat([self._resampled(self.projection(x), m) for x, m in parts])
+        if self.checkpoint_projection:
+            return self._resampled(checkpoint(self.projection, features, use_reentrant=False), mask)
+        return self._resampled(self.projection(features), mask)
+
+    def _resampled(
+        self, context: Float[Tensor, "batch n_tokens d_latent"], mask: Bool[Tensor, "batch n_tokens"]
+    ) -> Float[Tensor, "batch n_queries d_latent"]:
         outputs: Tensor = self.decoder(self.encoder(context, mask=mask), mask=None)
         return outputs

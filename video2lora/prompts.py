@@ -10,6 +10,8 @@ from datetime import timedelta
 
 from num2words import num2words
 
+from video2lora.sampling import SAME_INSTANT_S
+
 INTERNALIZE = "Internalize this video for later captioning."
 
 START = "<|im_start|>User: "
@@ -31,7 +33,7 @@ def video_prefix(timestamps_s: Sequence[float], duration_s: float, *, placeholde
 
     `placeholder` stands for each frame: `frame_placeholder(n)` for a model, a bare `<image>` for a processor that expands it.
     """
-    intro = INTRO.format(count=num2words(len(timestamps_s)), duration=timedelta(seconds=int(duration_s)))
+    intro = INTRO.format(count=num2words(len(timestamps_s)), duration=timedelta(seconds=_whole_s(duration_s)))
     frames = "".join(FRAME.format(stamp=_stamp(time_s)) + placeholder for time_s in timestamps_s)
     return START + intro + frames + OUTRO
 
@@ -47,5 +49,11 @@ def target_text(target: str) -> str:
 
 
 def _stamp(time_s: float) -> str:
-    minutes, seconds = divmod(int(time_s), 60)
+    """MM:SS, with minutes beyond 59 for want of hours: 75:03."""
+    minutes, seconds = divmod(_whole_s(time_s), 60)
     return f"{minutes:02d}:{seconds:02d}"
+
+
+def _whole_s(time_s: float) -> int:
+    """Seconds, cut off; a sum of times that lies a rounding error below a whole second is that second."""
+    return int(time_s + SAME_INSTANT_S)

@@ -23,8 +23,8 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from jaxtyping import Float64, Int64, UInt8
-from PIL import Image
 
+from video2lora.pixels import fit, resize
 from video2lora.sampling import ClipRequest, Frames, plan_frames
 from video2lora.video_file import (
     MAX_FRAME_PX,
@@ -267,18 +267,12 @@ def _nothing_decoded(clip: ClipRequest) -> VideoDecodeError:
 
 
 def _picture(frame: VideoFrame, longest_edge_px: int) -> UInt8[np.ndarray, "height width 3"]:
-    """RGB, upright, the longest edge at most longest_edge_px; LANCZOS as in transformers' SmolVLM processor."""
+    """RGB, upright, the longest edge longest_edge_px: turned first, as the processor sees no other frames."""
     rgb = frame.to_ndarray(format="rgb24", threads=1)
-    height, width = rgb.shape[:2]
-    scale = longest_edge_px / max(height, width)
-    if scale < 1:
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS))
-    return np.ascontiguousarray(np.rot90(rgb, quarter_turns(float(frame.rotation))))
+    return fit(np.ascontiguousarray(np.rot90(rgb, quarter_turns(float(frame.rotation)))), longest_edge_px)
 
 
 def _stack(images: list[UInt8[np.ndarray, "_height _width 3"]]) -> UInt8[np.ndarray, "n_chosen height width 3"]:
     """One array; a stream that changes its size midway takes the size of its first chosen frame."""
-    height, width = images[0].shape[:2]
-    same = [i if i.shape == images[0].shape else np.asarray(Image.fromarray(i).resize((width, height))) for i in images]
-    return np.stack(same)
+    height_px, width_px, _ = images[0].shape
+    return np.concatenate([resize(image[None], height_px, width_px) for image in images])

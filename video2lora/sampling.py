@@ -22,6 +22,7 @@ from video2lora.video_file import RejectReason, VideoDecodeError
 
 PUBLISHED_SKIP_S = 1.0  # SmolVLMVideoProcessor.sample_frames, skip_secs=1
 SAME_INSTANT_S = 1e-6  # times this close are one; containers count in 1/90000 s or coarser
+SAME_RATE_PER_S = 0.01  # a rate this close to a whole number is it: times in ms blur 60/s over 10 s by 0.006; 29.97 is 0.03 away
 
 
 class Sampling(BaseModel):
@@ -100,14 +101,21 @@ def choose_timestamps(
         if 0 < sampling.n_frames < n_wanted:  # a cap thins out the whole span: the end of a long video counts too
             return np.linspace(first, last, sampling.n_frames)
         return np.minimum(first + np.arange(n_wanted) / sampling.fps, last)
+    return times_s[_published_numbers(len(times_s), sampling, duration_s=round(duration_s, 6))]
+
+
+def _published_numbers(n_shown: int, sampling: Sampling, *, duration_s: float) -> Int64[np.ndarray, " n_frames"]:
+    """Numbers of the frames that SmolVLM's processor takes; `duration_s` free of rounding errors, for it is compared and rounded."""
     n_wanted = max(1, min(round(sampling.fps * duration_s), sampling.n_frames))
-    start, stop = 0, len(times_s) - 1
+    start, stop = 0, n_shown - 1
     if duration_s - 2 * PUBLISHED_SKIP_S > sampling.n_frames * sampling.fps:  # seconds > frames / s: as published
-        n_skipped = PUBLISHED_SKIP_S * len(times_s) / duration_s
-        start, stop = int(n_skipped), min(int(len(times_s) - n_skipped), len(times_s) - 1)
+        rate_per_s = n_shown / duration_s
+        if abs(rate_per_s - round(rate_per_s)) < SAME_RATE_PER_S:
+            rate_per_s = round(rate_per_s)
+        start, stop = int(PUBLISHED_SKIP_S * rate_per_s), min(int(n_shown - PUBLISHED_SKIP_S * rate_per_s), n_shown - 1)
     if start >= stop:
-        start, stop = 0, len(times_s) - 1
-    return times_s[np.unique(np.linspace(start, stop, n_wanted, dtype=np.int64))]
+        start, stop = 0, n_shown - 1
+    return np.unique(np.linspace(start, stop, n_wanted, dtype=np.int64))
 
 
 def shown_at(times_s: Float64[np.ndarray, " n_shown"], timestamps_s: Float64[np.ndarray, " n_frames"]) -> Int64[np.ndarray, " n_frames"]:

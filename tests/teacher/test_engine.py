@@ -12,7 +12,8 @@ from PIL import Image
 from infra.config import TeacherSettings
 from infra.errors import BadInputError
 from teacher.engine import find_model, max_model_len, pictures
-from video2lora.vlm import load_vlm, squash
+from video2lora.pixels import squash
+from video2lora.vlm import load_vlm
 
 
 def jpeg(image: np.ndarray) -> bytes:
@@ -29,7 +30,7 @@ def images() -> np.ndarray:
 def test_a_folder_is_described_as_transformers_reads_it(vlm_folder: Path) -> None:
     model, vlm = find_model(TeacherSettings(model=str(vlm_folder))), load_vlm(str(vlm_folder))
     text = vlm.model.config.text_config
-    assert (model.image_size_px, model.n_image_tokens) == (vlm.image_size_px, vlm.n_image_tokens)
+    assert (model.image_size_px, model.n_image_tokens) == (vlm.family.image_size_px, vlm.family.n_image_tokens)
     assert model.max_positions == text.max_position_embeddings
     assert model.n_kv_values == 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
     assert model.revision is None

@@ -192,14 +192,14 @@ def test_base_and_caption_answer_as_transformers_alone(recipe: Recipe, where: Wh
     frames, got = frames_by_video(recipe, where), answers(where)
     for row in plain_questions(recipe, where):
         video = frames[row["video_id"]]
-        size = vlm.image_size_px
+        size = vlm.family.image_size_px
         pictures = [np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS)) for image in video.images]
         pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)[None] / 127.5 - 1
-        prefix = prompts.video_prefix([0.0, 0.5, 1.0], 1.2, placeholder=prompts.frame_placeholder(vlm.n_image_tokens))
+        prefix = prompts.video_prefix([0.0, 0.5, 1.0], 1.2, placeholder=prompts.frame_placeholder(vlm.family.n_image_tokens))
         alone = generated_by_transformers(vlm, prefix + row["question"] + prompts.ASSISTANT, {"pixel_values": pixels})
         base = got[row["question_id"], "base"]
         assert base["answer"] == alone
-        assert base["n_visual_tokens"] == N_FRAMES * vlm.n_image_tokens
+        assert base["n_visual_tokens"] == N_FRAMES * vlm.family.n_image_tokens
         if row["video_id"] == "v3":
             assert (row["question_id"], "caption") not in got
             continue

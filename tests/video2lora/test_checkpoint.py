@@ -1,6 +1,7 @@
 """A hypernetwork written and read again, and everything that must be refused."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,6 +105,23 @@ def truncate_weights(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def flip_a_bit(folder: Path) -> None:
+    path = folder / "hypernetwork.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def weights_of_another(folder: Path) -> None:
+    save_hypernetwork(Hypernetwork(CONFIG, seed=2), folder.parent / "other", metadata={})
+    shutil.copyfile(folder.parent / "other" / "hypernetwork.safetensors", folder / "hypernetwork.safetensors")
+
+
+def promise_a_longer_header(folder: Path) -> None:
+    path = folder / "hypernetwork.safetensors"
+    path.write_bytes((10**15).to_bytes(8, "little") + path.read_bytes()[8:])
+
+
 def rename_tensor(folder: Path) -> None:
     path = folder / "hypernetwork.safetensors"
     tensors = load_file(path)
@@ -124,18 +142,35 @@ def integer_tensor(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (drop_weights, "is not a hypernetwork checkpoint"),
+        (drop_weights, r"is not a hypernetwork checkpoint: it has no hypernetwork\.safetensors"),
+        (lambda folder: (folder / "config.json").unlink(), r"is not a hypernetwork checkpoint: it has no config\.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot read"),
         (lambda folder: (folder / "config.json").write_text("[]"), "JSON object"),
-        (lambda folder: edit_json(folder / "config.json", lambda c: c.update(format="v0")), "format is 'v0'"),
+        (
+            lambda folder: edit_json(folder / "config.json", lambda c: c.update(format="v0")),
+            "format is 'v0', .* reads 'video2lora-hypernetwork-1'",
+        ),
+        (
+            lambda folder: edit_json(folder / "config.json", lambda c: c.pop("format")),
+            "format is None, .* reads 'video2lora-hypernetwork-1'",
+        ),
+        (lambda folder: edit_json(folder / "config.json", lambda c: c.update(metadata=[7])), r"metadata is \[7\], expected a JSON object"),
         (lambda folder: edit_json(folder / "config.json", lambda c: c.update(extra=1)), "extra"),
-        (lambda folder: edit_json(folder / "config.json", lambda c: c["hypernetwork"].update(rank=8)), "rank"),
-        (lambda folder: edit_json(folder / "config.json", lambda c: c["hypernetwork"].update(r="x")), "valid integer"),
+        (lambda folder: edit_json(folder / "config.json", lambda c: c["hypernetwork"].update(rank=8)), r"config\.json: rank: .*\(got 8\)"),
+        (
+            lambda folder: edit_json(folder / "config.json", lambda c: c["hypernetwork"].update(r="x", d_vlm=0)),
+            "d_vlm: .*; r: .*valid integer",
+        ),
+        (lambda folder: edit_json(folder / "config.json", lambda c: c.update(hypernetwork=3)), r"config\.json: hypernetwork: .*\(got 3\)"),
         (
             lambda folder: edit_json(folder / "config.json", lambda c: c["hypernetwork"].update(r=4)),
             r"\(2, 4, 1\)|\(8, 5\)",
         ),
-        (truncate_weights, "cannot read"),
+        (truncate_weights, "cannot read: damaged, cut short or no safetensors file"),
+        (promise_a_longer_header, "cannot read: damaged, cut short or no safetensors file"),
+        (lambda folder: (folder / "hypernetwork.safetensors").write_bytes(b""), r"cannot read: .*\(0 bytes"),
+        (flip_a_bit, r"SHA-256 is [0-9a-f]{64}, config\.json says [0-9a-f]{64}: damaged"),
+        (weights_of_another, r"SHA-256 is .* of another checkpoint than config\.json"),
         (rename_tensor, "missing: .*encoder.latents.*unknown: .*surprise"),
         (reshape_tensor, r"\(5, 2\), expected floating-point \(2, 5\)"),
         (integer_tensor, "int64"),
@@ -143,8 +178,28 @@ def integer_tensor(folder: Path) -> None:
 )
 def test_what_is_no_checkpoint_is_refused(folder: Path, spoil: Callable[[Path], object], message: str) -> None:
     spoil(folder)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         load_hypernetwork(folder)
+    assert str(caught.value).startswith(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_of_many_names_a_message_has_a_few(folder: Path) -> None:
+    save_file({"x": torch.zeros(1)}, folder / "hypernetwork.safetensors")
+    n = len(Hypernetwork(CONFIG).state_dict())
+    with pytest.raises(ValueError, match=f"missing: .* and {n - 5} more; tensors unknown: x; config.json expects {n}"):
+        load_hypernetwork(folder)
+
+
+def test_a_folder_written_before_the_weights_had_a_hash_is_read(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda config: config.pop("weights_sha256"))
+    torch.testing.assert_close(load_hypernetwork(folder).state_dict(), Hypernetwork(CONFIG, seed=1).state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["mlp.down_proj", "", "keys", "training", "down proj"])
+def test_a_name_that_no_module_can_have_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="takes the last name of a module"):
+        HypernetworkConfig.model_validate(CONFIG.model_dump() | {"target_modules": {name: (2, 3)}})
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:

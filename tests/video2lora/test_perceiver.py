@@ -99,3 +99,20 @@ def test_runs_under_autocast_near_the_fp32_numbers(dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype):
         low = module(features.to(dtype), mask=mask)
     torch.testing.assert_close(low.float(), module(features, mask=mask), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("n_at_once", [1, 2, 3])
+def test_without_gradients_rows_go_through_a_few_at_a_time_to_the_same_numbers(n_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """7 rows: the projection never sees more than fit the budget, and what comes out is what comes out of all at once."""
+    features = torch.randn(7, N_TOKENS, D_VLM, generator=torch.Generator().manual_seed(3))
+    mask = torch.ones(7, N_TOKENS, dtype=torch.bool)
+    mask[4, 5:] = False
+    made = perceiver()
+    expected = made(features, mask=mask).detach()
+    monkeypatch.setattr("video2lora.perceiver.PROJECTION_BYTES", n_at_once * N_TOKENS * 19 * 4)
+    seen: list[int] = []
+    made.projection.register_forward_pre_hook(lambda _module, args: seen.append(len(args[0])))
+    with torch.no_grad():
+        got = made(features, mask=mask)
+    assert max(seen) == n_at_once and sum(seen) == 7
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)

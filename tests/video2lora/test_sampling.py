@@ -1,39 +1,36 @@
-"""The choice of timestamps, against transformers' formula for `published` and by hand for the others."""
+"""The choice of timestamps, against transformers' own for `published` (golden/make.py) and by hand for the others."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pydantic
 import pytest
+from clips import frame_numbers, regular, write_clip
+from golden.cases import CLIPS, SAMPLINGS
 
-from video2lora.sampling import ClipRequest, Sampling, choose_timestamps, plan_frames, shown_at
+from video2lora.sampling import ClipRequest, Sampling, choose_timestamps, plan_frames
+from video2lora.video import decode
 from video2lora.video_file import RejectReason, VideoDecodeError
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "processor.json").read_text())
 
 
 def request(sampling: Sampling, *, start_s: float = 0.0, end_s: float | None = None) -> ClipRequest:
     return ClipRequest(path="clip", sampling=sampling, longest_edge_px=384, start_s=start_s, end_s=end_s)
 
 
-def smolvlm_frame_numbers(n_shown: int, rate: float, duration_s: float, *, n_frames: int, fps: float) -> list[int]:
-    """`sample_frames` of transformers 5.19, models/smolvlm/video_processing_smolvlm.py, with skip_secs=1."""
-    desired = max(1, min(round(fps * duration_s), n_frames))
-    start, end = 0, n_shown - 1
-    if duration_s - 2 > n_frames * fps:
-        start, end = int(rate), int(n_shown - rate)
-    start, end = max(0, start), min(end, n_shown - 1)
-    if start >= end:
-        start, end = 0, n_shown - 1
-    return np.unique(np.linspace(start, end, desired, dtype=int)).tolist()
-
-
-@pytest.mark.parametrize("n_shown", [1, 2, 11, 12, 13, 299, 300, 360, 3000])
-@pytest.mark.parametrize("rate", [8.0, 25.0, 29.97])
-def test_published_takes_the_frames_that_smolvlms_processor_takes(n_shown: int, rate: float) -> None:
-    times_s = np.arange(n_shown) / rate
-    sampling = Sampling(policy="published", n_frames=12, fps=1.0)
-    timestamps_s = choose_timestamps(times_s, sampling, duration_s=n_shown / rate)
-    expected = smolvlm_frame_numbers(n_shown, rate, n_shown / rate, n_frames=12, fps=1.0)
-    assert shown_at(times_s, timestamps_s).tolist() == expected
+def test_published_takes_the_frames_that_smolvlms_processor_takes() -> None:
+    """Golden values of `sample_frames`; clips whose times are exact, in ms (Matroska), and in 1/90000 s (MPEG)."""
+    for (n_shown, rate), golden in zip(CLIPS, GOLDEN["frame_numbers"], strict=True):
+        for ticks_per_s in (1e12, 1000, 90000):
+            ends_s = np.round(np.arange(n_shown + 1) / rate * ticks_per_s) / ticks_per_s
+            for (n_frames, fps), expected in zip(SAMPLINGS, golden, strict=True):
+                sampling = request(Sampling(policy="published", n_frames=n_frames, fps=fps))
+                plan = plan_frames(ends_s[:-1], sampling, last_frame_s=ends_s[-1] - ends_s[-2])
+                assert plan.frame_numbers.tolist() == expected, (n_shown, rate, ticks_per_s, sampling)
+                assert plan.timestamps_s.tolist() == ends_s[expected].tolist()
 
 
 @pytest.mark.parametrize("n_shown", [1, 5, 12, 23, 1000])
@@ -43,6 +40,18 @@ def test_uniform_always_gives_its_number_of_frames_from_first_to_last(n_shown: i
     assert len(plan.frame_numbers) == len(plan.timestamps_s) == 12
     assert plan.frame_numbers[0] == 0 and plan.frame_numbers[-1] == n_shown - 1
     assert plan.duration_s == pytest.approx(n_shown / 30)
+
+
+def test_1024_uniform_frames_are_1024_of_a_short_clip_too(tmp_path: Path) -> None:
+    sampling = Sampling(policy="uniform", n_frames=1024)
+    assert sampling.name == "uniform-1024"
+    frames = decode(write_clip(tmp_path / "clip.mp4", regular(5)), sampling, longest_edge_px=34)
+    assert frames.images.shape == (1024, 26, 34, 3) and frames.timestamps_s.shape == (1024,)
+    numbers = np.array(frame_numbers(frames.images))
+    assert np.bincount(numbers).tolist() == [256, 256, 256, 255, 1]  # the last is on show at the very end of linspace alone
+    assert (np.diff(frames.timestamps_s) > 0).all() and frames.timestamps_s[[0, -1]].tolist() == pytest.approx([0, 0.16])
+    long = plan_frames(np.arange(3001) / 30, request(sampling), last_frame_s=1 / 30)
+    assert len(np.unique(long.frame_numbers)) == 1024
 
 
 def test_rounding_does_not_move_a_timestamp_before_its_frame() -> None:

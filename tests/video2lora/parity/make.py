@@ -11,7 +11,6 @@ the softmax scale. Done in fp64; our reading of the numbers without this step ag
 """
 
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -19,39 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-D_HEAD = 128  # published
-OUR_NAMES = (
-    (r"^aggregator\.perceiver\.", "perceiver."),
-    (r"modality_projection", "projection"),
-    (r"latents_q$", "latents"),
-    (r"coder\.layernorm", "coder.norm"),
-    (r"coder\.layers\.", "coder.blocks."),
-    (r"input_latents_layernorm", "norm_latents"),
-    (r"input_context_layernorm", "norm_context"),
-    (r"self_attn", "attention"),
-    (r"post_attention_layernorm", "norm_attended"),
-    (r"pre_ff_layernorm", "norm_before_mlp"),
-    (r"post_ff_layernorm", "norm_after_mlp"),
-    (r"^layers\.(\d+)\.mlp\.0\.", r"pre_head.\1.norm_before."),
-    (r"^layers\.(\d+)\.mlp\.2\.", r"pre_head.\1.up_proj."),
-    (r"^layers\.(\d+)\.mlp\.5\.", r"pre_head.\1.down_proj."),
-    (r"^layers\.(\d+)\.mlp\.6\.", r"pre_head.\1.norm_after."),
-    (r"^head\.weight$", "heads.down_proj.weight"),
-    (r"^scaler_(A|B)\.down_proj$", lambda match: f"heads.down_proj.scale_{match[1].lower()}"),
-    (r"^bias_(A|B)\.down_proj$", lambda match: f"static.down_proj.lora_{match[1].lower()}"),
-)
-
-
-def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published names, shapes and orientation -> ours."""
-    ours = {}
-    for published, tensor in weights.items():
-        name = published
-        for pattern, replacement in OUR_NAMES:
-            name = re.sub(pattern, replacement, name)
-        oriented = tensor.mT if name.startswith("static.") and name.endswith("lora_b") else tensor
-        ours[name] = (oriented[0] if ".scale_" in name else oriented).contiguous()
-    return ours
+from video2lora.published import D_HEAD, Released, config_of, our_weights
 
 
 def narrow_heads(weights: dict[str, Tensor], d_latent: int) -> None:
@@ -73,7 +40,8 @@ def narrow_heads(weights: dict[str, Tensor], d_latent: int) -> None:
 def main(folder: Path) -> None:
     sizes = json.loads((folder / "down_proj.json").read_text())
     tensors = load_file(folder / "down_proj.safetensors")
-    weights = renamed({k.removeprefix("weights."): t for k, t in tensors.items() if k.startswith("weights.")})
+    released = {k.removeprefix("weights."): t for k, t in tensors.items() if k.startswith("weights.")}
+    weights = our_weights(released, config_of(Released(folder, released, settings={})), where=str(folder))
     narrow_heads(weights, sizes["d_latent"])
     kept = {f"weights.{name}": tensor for name, tensor in weights.items()}
     for name, tensor in tensors.items():
