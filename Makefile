@@ -7,7 +7,7 @@ export ONEDNN_MAX_CPU_ISA := AVX512_CORE_BF16
 
 .PHONY: setup demo tiny test fast check clean
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.ready $(VENV)/oracle/.ready
 
 $(VENV)/.ready: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11 setup"; exit 2; }
@@ -15,6 +15,12 @@ $(VENV)/.ready: constraints.txt pyproject.toml
 	DS_BUILD_OPS=0 $(RUN)/pip install --quiet --disable-pip-version-check --no-deps -r constraints.txt
 	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	$(RUN)/python -m training.engine
+	@touch $@
+
+# A torchvision for one test, outside site-packages: built for CUDA, it would break transformers and vLLM there.
+$(VENV)/oracle/.ready: tests/video2lora/golden/requirements.txt | $(VENV)/.ready
+	rm -rf $(@D)
+	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --target $(@D) -r $<
 	@touch $@
 
 demo: setup

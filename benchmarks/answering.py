@@ -460,7 +460,7 @@ def main() -> None:
     parser.add_argument("--size", choices=tuple(SIZES), default="500m", help="SmolVLM2 of this size with random weights")
     parser.add_argument("--model", help="instead: `tiny`, a model folder, or a hub name")
     parser.add_argument("--frames", type=int, nargs="+", help="default 12 64 256, and 1024 on a GPU")
-    parser.add_argument("--rounds", type=int, default=5, help="that each warm time is the median of")
+    parser.add_argument("--rounds", type=int, default=25, help="that each warm time is the median of, unless they take a minute")
     parser.add_argument("--batch", type=int, default=8, help="different videos at once")
     parser.add_argument("--new-tokens", type=int, default=32, help="of an answer")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, float32 on a CPU")

@@ -8,16 +8,14 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from infra import demo, jobs
+from infra import adapter_commands, demo, jobs
 from infra.config import load_recipe, load_where
-from infra.errors import BadInputError, CommandError
+from infra.errors import CommandError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 tiny_app = typer.Typer(no_args_is_help=True, help="The small VLM that ships: how it is made and measured.")
@@ -89,33 +87,7 @@ def run_demo(recipe: RecipeOption = "demo") -> None:
     demo.run(load_recipe(recipe), load_where())
 
 
-@app.command()
-def internalize(
-    clip: Path,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter (PEFT format).")],
-    hypernetwork: Annotated[str, typer.Option(help="A hypernetwork folder; `tiny` is the one that ships.")] = "tiny",
-) -> None:
-    """Turn CLIP into an adapter."""
-    from video2lora import api
-
-    with _bad_input():
-        adapter = api.internalize(clip, using=api.load(hypernetwork))
-        api.save_adapter(adapter, output)
-    print(f"{output}: adapter of {clip}, rank {adapter.lora.r}")
-
-
-@app.command()
-def ask(
-    adapter: Path,
-    question: str,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-) -> None:
-    """Ask the frozen VLM under the adapter in folder ADAPTER; it sees the question's text alone."""
-    from video2lora import api
-
-    with _bad_input():
-        answered = api.ask(api.load_adapter(adapter), question, max_new_tokens=max_new_tokens)
-    print(answered.text)
+adapter_commands.mount(app)
 
 
 @tiny_app.command(name="train")
@@ -138,15 +110,6 @@ def tiny_verify(
     importlib.import_module("pipeline.tiny_vlm").run_verify(model, n_clips=clips_)
 
 
-@contextmanager
-def _bad_input() -> Iterator[None]:
-    """The method's ValueErrors are about what the user gave: one line, exit code 3."""
-    try:
-        yield
-    except ValueError as error:
-        raise BadInputError(str(error)) from error
-
-
 def main() -> None:
     """Entry point: errors a user can cause end here as one line."""
     warnings.filterwarnings("ignore")
@@ -155,9 +118,10 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:  # which typer makes of Ctrl-C
+        if ended.code == 130:
+            print("interrupted; the same command continues", file=sys.stderr)
+        raise
     except Exception as error:
         known = command_error(error)
         if known is None:

@@ -60,6 +60,7 @@ class TeacherSettings(Settings):
     dtype: Literal["float32", "bfloat16"] = "float32"
     prompts: Literal["mixed", "paper"] = "mixed"
     max_tokens: int = Field(default=64, ge=1)
+    unfinished: Literal["keep", "reject"] = "keep"  # texts cut off at max_tokens; the paper keeps them
     max_model_len: int = Field(default=8192, ge=16)
     videos_per_block: int = Field(default=64, ge=1)
 
@@ -84,6 +85,7 @@ class HypernetworkSettings(Settings):
     scaling: float | None = None
     static_adapter: bool = True
     normalise_features: bool = False
+    opens_answer: bool = False  # whether features go on to "Assistant:"; published ones end with the user's turn
 
 
 class TrainingSettings(Settings):
@@ -99,9 +101,10 @@ class TrainingSettings(Settings):
     max_grad_norm: float = Field(default=1.0, gt=0)
     zero_stage: Literal[0, 1, 2, 3] = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
+    newline_after_target: bool = True  # the chat template's line end is learnt too, as published
     seed: int = 42
     checkpoint_every: int = Field(default=500, ge=1)
-    validate_every: int = Field(default=500, ge=1)
+    validate_every: int = Field(default=1000, ge=1)  # as the published code
 
 
 class AnswerSettings(Settings):

@@ -39,7 +39,7 @@ from video2lora.tiny.build import IMAGE_SIZE_PX, PATCH_PX, build_model, build_to
 from video2lora.tiny.heads import ClipBatch, ClipHeads, FrameHeads
 from video2lora.tiny.train import TrainConfig, polish, teach_answers, teach_vision
 from video2lora.video import Sampling, decode
-from video2lora.pixels import squash
+from video2lora.pixels import fit, squash
 from video2lora.vlm import FrozenVLM, load_vlm, vlm_path
 
 N_FRAMES = 4
@@ -68,10 +68,9 @@ def draw_clip(level: int, seed: int, index: int, split: str) -> DrawnClip:
 
 
 def _sampled(picture: np.ndarray) -> np.ndarray:
-    """As the frames stage stores it and the model reads it: shrunk, JPEG, squashed to a square."""
-    image = Image.fromarray(picture)
-    image.thumbnail((IMAGE_SIZE_PX, IMAGE_SIZE_PX), Image.Resampling.LANCZOS)
-    stored = from_jpegs([to_jpeg(image, quality=FramesSettings().jpeg_quality)])
+    """As the frames stage stores it and the model reads it: fitted, JPEG, squashed to a square."""
+    fitted = Image.fromarray(fit(picture, IMAGE_SIZE_PX))
+    stored = from_jpegs([to_jpeg(fitted, quality=FramesSettings().jpeg_quality)])
     return squash(stored, IMAGE_SIZE_PX)[0]
 
 

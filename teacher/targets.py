@@ -122,9 +122,9 @@ def refused_prompt(request: Request, *, longest: int) -> tuple[str, str] | None:
     return None
 
 
-def refused_text(written: Written) -> tuple[str, str] | None:
+def refused_text(written: Written, *, keep_unfinished: bool) -> tuple[str, str] | None:
     """Reason and detail of the reject for a text that is no target."""
-    if written.finish_reason != "stop":
+    if written.finish_reason != "stop" and not keep_unfinished:
         return "unfinished_target", f"{written.finish_reason} after {written.n_tokens} tokens: {written.text}"
     if not written.text:
         return "empty_target", f"no text in {written.n_tokens} tokens"
@@ -165,7 +165,7 @@ class WriteTargets:
             rejects += refused
         written = self.engine.generate([request for _, _, request in asked]) if asked else []
         for (video_id, prompt, _), one in zip(asked, written, strict=True):
-            why = refused_text(one)
+            why = refused_text(one, keep_unfinished=self.plan.settings.unfinished == "keep")
             if why is None:
                 rows.append(target_row(video_id, prompt, one, self.plan.teacher))
             else:

@@ -37,8 +37,9 @@ class Rows:
 class Encoder:
     """Features of videos by the frozen VLM; those of the first `kept_bytes` worth of videos are computed once."""
 
-    def __init__(self, vlm: FrozenVLM, *, kept_bytes: int = KEPT_BYTES) -> None:
-        self.vlm, self.left_bytes = vlm, kept_bytes
+    def __init__(self, vlm: FrozenVLM, *, opens_answer: bool, kept_bytes: int = KEPT_BYTES) -> None:
+        """`opens_answer` as `FrozenVLM.features` has it."""
+        self.vlm, self.opens_answer, self.left_bytes = vlm, opens_answer, kept_bytes
         self.kept: dict[str, Float[Tensor, "n_layers n_tokens d_vlm"]] = {}
 
     def __call__(self, examples: Sequence[Example]) -> Features:
@@ -51,7 +52,7 @@ class Encoder:
         return _left_padded(found)
 
     def _encode(self, examples: list[Example]) -> dict[str, Tensor]:
-        features = self.vlm.features([one.frames for one in examples])
+        features = self.vlm.features([one.frames for one in examples], opens_answer=self.opens_answer)
         n_tokens = features.mask.sum(1).tolist()
         return {one.video_id: features.hidden[i, :, -n_tokens[i] :] for i, one in enumerate(examples)}
 
@@ -90,23 +91,24 @@ class TargetLoss(nn.Module):
         return [answer.text for answer in found]
 
 
-def text_of(vlm: FrozenVLM, batch: Batch, *, n_groups: int = N_GROUPS) -> list[Rows]:
+def text_of(vlm: FrozenVLM, batch: Batch, *, newline: bool, n_groups: int = N_GROUPS) -> list[Rows]:
     """Prompts with targets, sorted by length into groups of as many rows: less of each group is padding."""
     rows = [(i, one) for i, targets in enumerate(batch.targets) for one in targets]
     rows.sort(key=lambda row: len(row[1].prompt) + len(row[1].text))
     size = math.ceil(len(rows) / n_groups)
     groups = []
     for part in (rows[at : at + size] for at in range(0, len(rows), size)):
-        texts = vlm.text_batch([vlm.family.text_prompt(one.prompt) for _, one in part], [one.text for _, one in part])
+        asked = [vlm.family.text_prompt(one.prompt) for _, one in part]
+        texts = vlm.text_batch(asked, [one.text for _, one in part], newline=newline)
         groups.append(Rows(texts, torch.tensor([i for i, _ in part], device=texts.input_ids.device)))
     return groups
 
 
 @torch.no_grad()
-def validate(student: TargetLoss, encoder: Encoder, batch: Batch, *, max_new_tokens: int) -> tuple[float, float, int]:
+def validate(student: TargetLoss, encoder: Encoder, batch: Batch, *, newline: bool, max_new_tokens: int) -> tuple[float, float, int]:
     """Sum of losses, number of greedy answers equal to their target (after normalisation), number of targets."""
     features = encoder(batch.examples)
-    losses = student(features, text_of(student.vlm, batch))
+    losses = student(features, text_of(student.vlm, batch, newline=newline))
     rows = [(i, one) for i, targets in enumerate(batch.targets) for one in targets]
     video_of_row = torch.tensor([i for i, _ in rows], device=losses.device)
     said = student.answers(features, [one.prompt for _, one in rows], video_of_row, max_new_tokens=max_new_tokens)

@@ -86,7 +86,7 @@ class Systems:
     def _video(self, video_id: str) -> Video:
         (row,) = self.frames.slice(self.place[video_id], 1).to_pylist()
         frames = frames_of(row)
-        features = self.vlm.features([frames])
+        features = self.vlm.features([frames], opens_answer=self.hypernetwork.config.opens_answer)
         lora = self.hypernetwork.with_static(self.hypernetwork(features.hidden, features.mask))
         return Video(frames, self.vlm.frame_tokens([frames]), lora)
 

@@ -78,7 +78,7 @@ class Worker:
         hypernetwork.perceiver.checkpoint_projection = device.type == "cuda"  # there it is memory that limits the batch
         self.student = TargetLoss(hypernetwork.to(device), self.vlm, dtype=self.settings.dtype)
         self.engine = Engine(self.student, self.settings, videos_per_worker=self.share.per_worker)
-        self.encoder = Encoder(self.vlm)
+        self.encoder = Encoder(self.vlm, opens_answer=job.recipe.hypernetwork.opens_answer)
         self.step = checkpoint.step if checkpoint else 0
         self.losses: list[tuple[int, float]] = checkpoint.state["losses"] if checkpoint else []
         self.since_point: list[float] = []  # losses since the curve's last point
@@ -122,7 +122,7 @@ class Worker:
         with self.clock.part("encode"):
             features = self.encoder(batch.examples)
         with self.clock.part("loss"):
-            losses: torch.Tensor = self.engine.deepspeed(features, text_of(self.vlm, batch))
+            losses: torch.Tensor = self.engine.deepspeed(features, text_of(self.vlm, batch, newline=self.settings.newline_after_target))
             return losses.mean()
 
     def train_step(self) -> tuple[float, int]:
@@ -147,7 +147,7 @@ class Worker:
         sums = torch.zeros(3, device=self.vlm.device)
         with self.clock.part("validation"):
             for i, batch in enumerate(self.validation):
-                found = validate(self.student, self.encoder, batch, max_new_tokens=self.job.recipe.answer.max_new_tokens)
+                found = validate(self.student, self.encoder, batch, newline=self.settings.newline_after_target, max_new_tokens=self.job.recipe.answer.max_new_tokens)
                 sums += torch.tensor(found, device=sums.device) * (i < self.n_counted)
             torch.distributed.all_reduce(sums)
         loss, n_right, n = sums.tolist()

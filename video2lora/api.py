@@ -218,7 +218,7 @@ def _chunks(video: Frames, n_frames: int) -> list[Frames]:
 
 
 def _generated(chunks: Sequence[Frames], using: Internalizer) -> Lora:
-    features = using.vlm.features(chunks)
+    features = using.vlm.features(chunks, opens_answer=using.hypernetwork.config.opens_answer)
     return using.hypernetwork(features.hidden, features.mask)
 
 

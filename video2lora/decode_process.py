@@ -1,7 +1,7 @@
 """Decoding with a deadline: video -> Frames in a child process that can be killed when libav hangs on a file.
 
 A thread cannot be stopped inside a C library, and a crash there takes the whole worker along, so the decoder has a
-process of its own, kept from clip to clip (starting one costs about 0.5 s) and replaced after a hang or a crash.
+process of its own, kept from clip to clip (starting one costs about 2 s) and replaced after a hang or a crash.
 
 On the pipes each message is: length of the header (4 bytes, big endian), header (JSON), payload (as many bytes as the
 header says). A request carries the path, which need not be text; a reply carries the pixels and the timestamps. No
@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from video2lora.video import Frames, RejectReason, Sampling, VideoDecodeError, check_decode_arguments, decode
 
-START_DEADLINE_S = 120.0  # ours: importing numpy and PyAV takes 0.5 s, on a busy host with a cold disk up to a minute
+START_DEADLINE_S = 120.0  # ours: importing PyAV and torch takes 2 s, on a busy host with a cold disk up to a minute
 
 _LENGTH = struct.Struct(">I")
 _MAX_HEADER_BYTES = 2**16
@@ -269,6 +269,9 @@ def main() -> None:
         raise SystemExit("video2lora.decode_process is started by DeadlineDecoder, in a session of its own")
     replies = os.dup(1)
     os.dup2(2, 1)
+    import torch  # resizes the frames; imported here, where no clip's time is running
+
+    torch.set_num_threads(1)
     requests: queue.SimpleQueue[tuple[bytearray, bytearray]] = queue.SimpleQueue()
     threading.Thread(target=_queue_requests, args=(requests,), daemon=True).start()
     _write_message(replies, _Reply(), [])

@@ -46,14 +46,17 @@ class Family(Protocol):
     def frame_tokens(self, videos: Sequence[Frames]) -> Float[Tensor, "n_pictures n_image_tokens d_vlm"]:
         """Visual tokens of all videos, in order: vision tower and connector."""
 
-    def video_prompt(self, video: Frames, question: str) -> str:
-        """The whole prompt with the video before the question, one image token for every visual token."""
+    def video_prompt(self, video: Frames, question: str, *, opens_answer: bool = True) -> str:
+        """The whole prompt with the video before the question, one image token for every visual token.
+
+        Without `opens_answer` it ends with the user's turn, and the assistant's is not opened.
+        """
 
     def text_prompt(self, question: str) -> str:
         """The whole prompt of a question about no frames."""
 
-    def target_text(self, target: str) -> str:
-        """What the model is to write after a prompt, with the token that ends its turn."""
+    def target_text(self, target: str, *, newline: bool = False) -> str:
+        """What the model is to write after a prompt, with the token that ends its turn, and the template's line end if asked for."""
 
     def positions(
         self, input_ids: Int[Tensor, "batch n_tokens"], mask: Int[Tensor, "batch n_tokens"], videos: Sequence[Frames]

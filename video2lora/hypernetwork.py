@@ -60,6 +60,8 @@ class HypernetworkConfig(BaseModel):
     # gated projection is quadratic in them and hidden states of rms 10 and more stop it from learning. Released
     # checkpoints are trained without, so it is off unless asked for.
     normalise_features: bool = False
+    # Published features end with the user's turn; they can go on to "Assistant:", where the VLM is about to answer.
+    opens_answer: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> "HypernetworkConfig":
@@ -196,7 +198,7 @@ class Hypernetwork(nn.Module):
                 f"features have (n_layers, d_vlm) = {(n_layers, d_vlm)}, the hypernetwork "
                 f"{(config.n_layers, config.d_vlm)}; is this another VLM?"
             )
-        if not torch.is_autocast_enabled(features.device.type):
+        if features.device.type == "meta" or not torch.is_autocast_enabled(features.device.type):
             features = features.to(self.perceiver.encoder.latents.dtype)
         if config.normalise_features:
             features = F.rms_norm(features, (d_vlm,), eps=RMS_NORM_EPS)

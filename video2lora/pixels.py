@@ -43,6 +43,3 @@ def resize(
     pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(pixels, size=(height_px, width_px), mode="lanczos", antialias=True)
     return resized.permute(0, 2, 3, 1).contiguous().numpy()
-
-
-shrink = fit  # the name that frames_folder.py still imports

@@ -19,7 +19,8 @@ INTRO = "You are provided the following series of {count} frames from a {duratio
 FRAME = "\nFrame from {stamp}:"
 OUTRO = "\n\n"
 END_OF_UTTERANCE = "<end_of_utterance>"
-ASSISTANT = "<end_of_utterance>\nAssistant:"
+END_TURN = f"{END_OF_UTTERANCE}\n"
+ASSISTANT = f"{END_TURN}Assistant:"
 FAKE_IMAGE, GLOBAL_IMAGE, IMAGE = "<fake_token_around_image>", "<global-img>", "<image>"
 
 
@@ -43,9 +44,9 @@ def text_prompt(question: str) -> str:
     return START + question + ASSISTANT
 
 
-def target_text(target: str) -> str:
-    """What the model is to write after a prompt."""
-    return f" {target}{END_OF_UTTERANCE}"
+def target_text(target: str, *, newline: bool = False) -> str:
+    """What the model is to write after a prompt; with `newline`, the chat template's line end too, which nothing stops at."""
+    return f" {target}{END_TURN if newline else END_OF_UTTERANCE}"
 
 
 def _stamp(time_s: float) -> str:

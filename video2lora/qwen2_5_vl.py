@@ -33,7 +33,8 @@ PICTURES_AT_ONCE = 16  # through the vision tower: at the released sizes 9,216 p
 END = "<|im_end|>"
 SYSTEM = f"<|im_start|>system\nYou are a helpful assistant.{END}\n"
 START = f"{SYSTEM}<|im_start|>user\n"
-ASSISTANT = f"{END}\n<|im_start|>assistant\n"
+END_TURN = f"{END}\n"
+ASSISTANT = f"{END_TURN}<|im_start|>assistant\n"
 VIDEO_START, VIDEO_TOKEN, VIDEO_END = "<|vision_start|>", "<|video_pad|>", "<|vision_end|>"
 
 
@@ -77,15 +78,15 @@ class Qwen25VL:
             tokens.append(seen.unflatten(0, (len(part), -1)))
         return torch.cat(tokens)
 
-    def video_prompt(self, video: Frames, question: str) -> str:
+    def video_prompt(self, video: Frames, question: str, *, opens_answer: bool = True) -> str:
         n_tokens = self._n_pictures(video) * self.n_image_tokens
-        return f"{START}{VIDEO_START}{VIDEO_TOKEN * n_tokens}{VIDEO_END}{question}{ASSISTANT}"
+        return f"{START}{VIDEO_START}{VIDEO_TOKEN * n_tokens}{VIDEO_END}{question}{ASSISTANT if opens_answer else END_TURN}"
 
     def text_prompt(self, question: str) -> str:
         return f"{START}{question}{ASSISTANT}"
 
-    def target_text(self, target: str) -> str:
-        return f"{target}{END}"
+    def target_text(self, target: str, *, newline: bool = False) -> str:
+        return f"{target}{END_TURN if newline else END}"
 
     def positions(
         self, input_ids: Int[Tensor, "batch n_tokens"], mask: Int[Tensor, "batch n_tokens"], videos: Sequence[Frames]

@@ -62,15 +62,16 @@ class SmolVLM:
             tokens.append(self.model.model.connector(seen))
         return torch.cat(tokens)
 
-    def video_prompt(self, video: Frames, question: str) -> str:
+    def video_prompt(self, video: Frames, question: str, *, opens_answer: bool = True) -> str:
         placeholder = prompts.frame_placeholder(self.n_image_tokens)
-        return prompts.video_prefix(list(video.timestamps_s), video.duration_s, placeholder=placeholder) + question + prompts.ASSISTANT
+        end = prompts.ASSISTANT if opens_answer else prompts.END_TURN
+        return prompts.video_prefix(list(video.timestamps_s), video.duration_s, placeholder=placeholder) + question + end
 
     def text_prompt(self, question: str) -> str:
         return prompts.text_prompt(question)
 
-    def target_text(self, target: str) -> str:
-        return prompts.target_text(target)
+    def target_text(self, target: str, *, newline: bool = False) -> str:
+        return prompts.target_text(target, newline=newline)
 
     def positions(
         self, input_ids: Int[Tensor, "batch n_tokens"], mask: Int[Tensor, "batch n_tokens"], videos: Sequence[Frames]

@@ -48,9 +48,10 @@ def decode(
 ) -> Frames:
     """Decodes the chosen frames of the span [start_s, end_s) of the first video stream that is no cover picture.
 
-    Pictures are upright, keep their aspect and are never enlarged. The span counts from the clip's first frame. A clip
-    cut off midway is a shorter clip. Raises VideoDecodeError, with "deadline" only where the ffmpeg program, asked when
-    PyAV fails, takes longer than READ_TIMEOUT_S; ValueError for an edge < 1 px or a span without length.
+    Pictures are upright and keep their aspect; small ones are enlarged to the longest edge, as SmolVLM's processor does.
+    The span counts from the clip's first frame. A clip cut off midway is a shorter clip. Raises VideoDecodeError, with
+    "deadline" only where the ffmpeg program, asked when PyAV fails, takes longer than READ_TIMEOUT_S; ValueError for an
+    edge < 1 px or a span without length.
     """
     check_decode_arguments(longest_edge_px=longest_edge_px, start_s=start_s, end_s=end_s)
     check_file(path)

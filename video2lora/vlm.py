@@ -139,13 +139,19 @@ class FrozenVLM:
         return self.text_batch([self.family.text_prompt(question) for question in questions])
 
     def text_batch(
-        self, texts: Sequence[str], targets: Sequence[str] | None = None, *, videos: Sequence[Frames] | None = None
+        self,
+        texts: Sequence[str],
+        targets: Sequence[str] | None = None,
+        *,
+        newline: bool = False,
+        videos: Sequence[Frames] | None = None,
     ) -> TextBatch:
-        """Whole prompts, and the targets that follow them if given; `videos` where each prompt holds one's image tokens."""
+        """Whole prompts, and the targets that follow them if given, with a line end behind each if `newline`; `videos` where each prompt
+        holds one's image tokens."""
         rows = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
         labels = [[IGNORE] * len(row) for row in rows]
         for i, target in enumerate(targets or ()):
-            ids = self.tokenizer.encode(self.family.target_text(target), add_special_tokens=False)
+            ids = self.tokenizer.encode(self.family.target_text(target, newline=newline), add_special_tokens=False)
             rows[i], labels[i] = rows[i] + ids, labels[i] + ids
         input_ids = self._left_padded(rows, self.tokenizer.pad_token_id)
         mask = self._left_padded([[1] * len(row) for row in rows], 0)
@@ -176,13 +182,15 @@ class FrozenVLM:
             raise ValueError(f"a prompt of {n_tokens} tokens{answer}: the VLM {self.name!r} has {self.n_positions} positions")
 
     @torch.no_grad()
-    def features(self, videos: Sequence[Frames]) -> Features:
-        """Per-layer hidden states of each video followed by the internalization instruction.
+    def features(self, videos: Sequence[Frames], *, opens_answer: bool = False) -> Features:
+        """Per-layer hidden states of each video followed by the internalization instruction, up to the end of the user's turn as
+        published; with `opens_answer` to where the answer would begin.
 
         They are written once, where they stay: no list of layers beside it, no attention maps, no cache, and of frames the vision tower
         holds a few at a time. Raises ValueError where a video's frames do not fit the VLM's positions.
         """
-        batch = self.video_batch(videos, [prompts.INTERNALIZE] * len(videos))
+        texts = [self.family.video_prompt(video, prompts.INTERNALIZE, opens_answer=opens_answer) for video in videos]
+        batch = self.text_batch(texts, videos=videos)
         self.check_length(batch)
         embeds = self.embed(batch, self.frame_tokens(videos))
         layers = self.layers

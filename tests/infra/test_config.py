@@ -1,11 +1,16 @@
 """Recipes are strict, and each wrong setting is named with its path."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from infra.config import load_recipe, load_where
+from infra import config
+from infra.config import Recipe, load_recipe, load_where
 from infra.errors import BadInputError
+
+RECIPES = Path(config.__file__).parent / "recipes"
 
 
 @pytest.mark.parametrize("name", ["demo", "tiny"])
@@ -22,6 +27,79 @@ def test_an_empty_recipe_is_the_paper(tmp_path: Path) -> None:
     assert (recipe.hypernetwork.r, recipe.hypernetwork.n_latents, recipe.hypernetwork.n_blocks) == (16, 8, 9)
     assert (recipe.training.n_steps, recipe.training.videos_per_step, recipe.training.lr) == (9000, 384, 1e-4)
     assert recipe.frames.sampling.n_frames == 12
+
+
+# Method notes 2.2 and 2.3 (paper section 4.1, appendix E; published code): what both sizes have in common, and then what is each one's.
+PUBLISHED: dict[str, Any] = {
+    "vlm.dtype": "bfloat16",
+    "frames.sampling.name": "published-12-1fps",
+    "frames.longest_edge_px": 384,
+    "teacher.model": "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+    "teacher.revision": "482adb537c021c86670beed01cd58990d01e72e4",
+    "teacher.prompts": "paper",
+    "teacher.max_tokens": 64,
+    "hypernetwork.target_modules": ("down_proj",),
+    "hypernetwork.r": 16,
+    "hypernetwork.n_latents": 8,
+    "hypernetwork.n_blocks": 9,
+    "hypernetwork.d_latent": 512,
+    "hypernetwork.n_heads": 16,
+    "hypernetwork.n_kv_heads": 4,
+    "hypernetwork.d_head": 128,
+    "hypernetwork.n_pre_head_blocks": 1,
+    "hypernetwork.scaling": None,  # 2 r^1.5
+    "hypernetwork.static_adapter": True,
+    "hypernetwork.normalise_features": False,
+    "hypernetwork.opens_answer": False,
+    "training.targets_per_video": 1,
+    "training.lr": 1e-4,
+    "training.warmup": 0.03,
+    "training.betas": (0.9, 0.999),
+    "training.weight_decay": 0.01,
+    "training.max_grad_norm": 1.0,
+    "training.dtype": "bfloat16",
+    "training.seed": 42,
+    "training.validate_every": 1000,
+}
+OF_SIZE = {  # hub name, its commit, steps, samples a step; the 256M is in no paper and has the 500M's
+    "smolvlm2_256m": ("HuggingFaceTB/SmolVLM2-256M-Video-Instruct", "067788b187b95ebe7b2e040b3e4299e342e5b8fd", 9000, 384),
+    "smolvlm2_500m": ("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "7b375e1b73b11138ff12fe22c8f2822d8fe03467", 9000, 384),
+    "smolvlm2_2b": ("HuggingFaceTB/SmolVLM2-2.2B-Instruct", "482adb537c021c86670beed01cd58990d01e72e4", 7000, 240),
+}
+
+
+def setting(recipe: Recipe, path: str) -> Any:
+    value: Any = recipe
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+@pytest.mark.parametrize("name", sorted(OF_SIZE))
+def test_the_recipes_of_the_real_models_are_the_published_training(name: str) -> None:
+    recipe = load_recipe(name)
+    assert {path: setting(recipe, path) for path in PUBLISHED} == PUBLISHED
+    settings = ("vlm.model", "vlm.revision", "training.n_steps", "training.videos_per_step")
+    assert tuple(setting(recipe, path) for path in settings) == OF_SIZE[name]
+    assert recipe.world is None  # their videos come by `video2lora manifest`
+
+
+@pytest.mark.parametrize("name", sorted(OF_SIZE))
+def test_a_recipe_states_only_what_differs_from_the_defaults(name: str) -> None:
+    stated = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    recipe, defaults = load_recipe(name).model_dump(mode="json"), Recipe().model_dump(mode="json")
+    said_again = [(part, key) for part, settings in stated.items() for key in settings if recipe[part][key] == defaults[part][key]]
+    assert said_again == []
+
+
+def test_a_local_folder_takes_the_hub_names_place(tmp_path: Path) -> None:
+    """As the comment in each recipe says: a copy of the file, another model, no revision."""
+    name, revision = OF_SIZE["smolvlm2_500m"][:2]
+    text = (RECIPES / "smolvlm2_500m.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace(name, str(tmp_path)).replace(revision, "null"))
+    mine, theirs = load_recipe(str(tmp_path / "mine.yaml")), load_recipe("smolvlm2_500m")
+    assert (mine.vlm.model, mine.vlm.revision) == (str(tmp_path), None)
+    assert mine.model_copy(update={"vlm": theirs.vlm}) == theirs
 
 
 @pytest.mark.parametrize(
@@ -52,7 +130,7 @@ def test_what_is_no_recipe_is_refused_and_runs_nothing(tmp_path: Path, text: str
 
 
 def test_a_recipe_that_is_not_there_lists_those_that_are() -> None:
-    with pytest.raises(BadInputError, match="demo, tiny"):
+    with pytest.raises(BadInputError, match="demo, smolvlm2_256m, smolvlm2_2b, smolvlm2_500m, tiny"):
         load_recipe("dmeo")
 
 

@@ -63,8 +63,8 @@ def test_bad_clips_become_rejects_and_odd_ones_are_read(tmp_path: Path) -> None:
     assert rejected == {"text": "not_a_video", "truncated": "truncated", "audio": "no_video_stream"}
     rows = {names[row["video_id"]]: row for row in Table(str(tmp_path), "frames").read().to_pylist()}
     shapes = {name: (row["width_px"], row["height_px"]) for name, row in rows.items()}
-    assert shapes == {"whole": (34, 26), "one": (34, 26), "short": (34, 26), "odd": (35, 27), "huge": (64, 32), "phone": (26, 34),
-                      "variable": (34, 26)}  # fmt: skip
+    assert shapes == {"whole": (64, 48), "one": (64, 48), "short": (64, 48), "odd": (64, 50), "huge": (64, 32), "phone": (48, 64),
+                      "variable": (64, 48)}  # fmt: skip
     shown = {name: np.stack([np.asarray(Image.open(io.BytesIO(data))) for data in row["jpegs"]]) for name, row in rows.items()}
     assert frame_numbers(shown["one"]) == [0] * 5
     assert frame_numbers(shown["short"]) == [0, 0, 1, 1, 2]

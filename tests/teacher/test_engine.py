@@ -61,6 +61,8 @@ def test_what_is_no_model_is_refused_with_the_setting(vlm_folder: Path, tmp_path
     for wrong in (copy, tmp_path / "empty", tmp_path / "missing"):
         with pytest.raises(BadInputError, match=r"teacher\.model"):
             find_model(TeacherSettings(model=str(wrong)))
+    with pytest.raises(BadInputError, match=r"teacher\.revision: got 'abc' for .*, which is a folder"):
+        find_model(TeacherSettings(model=str(vlm_folder), revision="abc"))
 
 
 def test_pictures_are_the_methods_squares_named_by_content(images: np.ndarray) -> None:

@@ -63,9 +63,10 @@ def test_a_prompt_is_refused_for_its_length_and_for_an_image_token_of_its_own() 
 
 
 def test_a_text_is_refused_if_cut_off_or_empty() -> None:
-    assert targets.refused_text(Written("red", 2, "stop")) is None
+    assert targets.refused_text(Written("red", 2, "stop"), keep_unfinished=False) is None
+    assert targets.refused_text(Written("red", 2, "length"), keep_unfinished=True) is None
     for written, reason in ((Written("", 1, "stop"), "empty_target"), (Written("red", 2, "length"), "unfinished_target")):
-        why = targets.refused_text(written)
+        why = targets.refused_text(written, keep_unfinished=False)
         assert why is not None and why[0] == reason
 
 
@@ -137,7 +138,7 @@ def finished(vlm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Fini
     write_inputs(root)
     recipe = Recipe(
         frames=FramesSettings(sampling=Sampling(policy="uniform", n_frames=3)),
-        teacher=TeacherSettings(model=str(vlm_folder), max_tokens=5, max_model_len=160, videos_per_block=2),
+        teacher=TeacherSettings(model=str(vlm_folder), max_tokens=5, max_model_len=160, unfinished="reject", videos_per_block=2),
     )
     where = Where(data=root, n_cpus=1)
     model, table = find_model(recipe.teacher), Table(root, "targets")

@@ -42,17 +42,17 @@ def a_batch(n_videos: int, *, n_targets: int = 2) -> Batch:
 
 
 def losses(student: TargetLoss, encoder: Encoder, batch: Batch) -> torch.Tensor:
-    found: torch.Tensor = student(encoder(batch.examples), text_of(student.vlm, batch))
+    found: torch.Tensor = student(encoder(batch.examples), text_of(student.vlm, batch, newline=False))
     return found
 
 
 def test_a_step_is_as_one_target_at_a_time(vlm: FrozenVLM) -> None:
     student, batch = a_student(vlm, is_fresh=False), a_batch(3)
     with torch.no_grad():
-        together = losses(student, Encoder(vlm), batch)
+        together = losses(student, Encoder(vlm, opens_answer=True), batch)
         alone = []
         for one, targets in zip(batch.examples, batch.targets, strict=True):
-            features = vlm.features([one.frames])
+            features = vlm.features([one.frames], opens_answer=True)
             lora = student.hypernetwork.with_static(student.hypernetwork(features.hidden, features.mask))
             for target in targets:
                 with adapted(vlm.layers, select(lora, torch.tensor([0]))):
@@ -63,15 +63,15 @@ def test_a_step_is_as_one_target_at_a_time(vlm: FrozenVLM) -> None:
 
 def test_a_fresh_hypernetwork_changes_nothing(vlm: FrozenVLM) -> None:
     batch = a_batch(2)
-    expected = torch.cat([vlm.target_losses(rows.texts) for rows in text_of(vlm, batch)])
+    expected = torch.cat([vlm.target_losses(rows.texts) for rows in text_of(vlm, batch, newline=False)])
     with torch.no_grad():
-        torch.testing.assert_close(losses(a_student(vlm), Encoder(vlm), batch), expected)
+        torch.testing.assert_close(losses(a_student(vlm), Encoder(vlm, opens_answer=True), batch), expected)
 
 
 def test_groups_hold_every_target_once_with_its_video(vlm: FrozenVLM) -> None:
     batch = a_batch(3)
     found = []
-    for rows in text_of(vlm, batch, n_groups=4):
+    for rows in text_of(vlm, batch, newline=False, n_groups=4):
         texts = vlm.tokenizer.batch_decode(rows.texts.input_ids, skip_special_tokens=True)
         found += [
             (batch.examples[video].video_id, text.split("Assistant:")[1].strip())
@@ -83,7 +83,7 @@ def test_groups_hold_every_target_once_with_its_video(vlm: FrozenVLM) -> None:
 
 def test_gradients_reach_every_parameter(vlm: FrozenVLM) -> None:
     student = a_student(vlm, is_fresh=False)
-    losses(student, Encoder(vlm), a_batch(3)).mean().backward()
+    losses(student, Encoder(vlm, opens_answer=True), a_batch(3)).mean().backward()
     for name, parameter in student.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
     assert all(parameter.grad is None for parameter in vlm.model.parameters())
@@ -92,13 +92,13 @@ def test_gradients_reach_every_parameter(vlm: FrozenVLM) -> None:
 def test_at_the_start_only_what_multiplies_b_learns(vlm: FrozenVLM) -> None:
     """As published: multipliers of B and the static B are zero, so nothing before them has a gradient in the first step."""
     student = a_student(vlm)
-    losses(student, Encoder(vlm), a_batch(3)).mean().backward()
+    losses(student, Encoder(vlm, opens_answer=True), a_batch(3)).mean().backward()
     learning = {name for name, p in student.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert learning == {"hypernetwork.heads.down_proj.scale_b", "hypernetwork.static.down_proj.lora_b"}
 
 
 def test_the_loss_falls_and_the_answers_come_right(vlm: FrozenVLM) -> None:
-    student, encoder = a_student(vlm), Encoder(vlm)
+    student, encoder = a_student(vlm), Encoder(vlm, opens_answer=True)
     optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
     data = HeldExamples([an_example(i) for i in range(4)], seed=0, n_targets=2)
     curve = []
@@ -110,13 +110,13 @@ def test_the_loss_falls_and_the_answers_come_right(vlm: FrozenVLM) -> None:
         optimizer.zero_grad()
         curve.append(float(loss.detach()))
     assert curve[-1] < 0.2 * curve[0], curve
-    loss_sum, n_right, n = validate(student, encoder, a_batch(4), max_new_tokens=8)
+    loss_sum, n_right, n = validate(student, encoder, a_batch(4), newline=False, max_new_tokens=8)
     assert n == 8 and n_right == 8 and loss_sum / n < 0.2 * curve[0]
 
 
 def test_kept_features_are_the_features(vlm: FrozenVLM) -> None:
     examples = a_batch(3).examples
-    fresh, kept = Encoder(vlm, kept_bytes=0), Encoder(vlm)
+    fresh, kept = Encoder(vlm, opens_answer=True, kept_bytes=0), Encoder(vlm, opens_answer=True)
     kept(examples[:2])
     for chosen in (examples, examples[::-1], examples[1:]):
         got, expected = kept(chosen), fresh(chosen)

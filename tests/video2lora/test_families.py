@@ -202,7 +202,7 @@ def test_qwen_prompts_are_those_of_the_released_chat_template(qwen: FrozenVLM) -
 @pytest.mark.parametrize(("numbers", "intervals"), [([4], [0.5]), ([7], [0.2]), ([3, 6], [0.25, 0.3])])
 def test_qwen_features_are_the_hidden_states_of_the_whole_model(qwen: FrozenVLM, numbers: list[int], intervals: list[float]) -> None:
     videos = [made_frames(n, interval_s=s, seed=n) for n, s in zip(numbers, intervals, strict=True)]
-    features = qwen.features(videos)
+    features = qwen.features(videos, opens_answer=True)
     batch = qwen.video_batch(videos, [prompts.INTERNALIZE] * len(videos))
     inputs = whole_model_inputs(qwen, batch, videos, [2 * s for s in intervals])
     with torch.no_grad():
@@ -212,7 +212,7 @@ def test_qwen_features_are_the_hidden_states_of_the_whole_model(qwen: FrozenVLM,
     for i in range(len(videos)):
         states, got = (of_all[i][:, features.mask[i]] for of_all in (expected, features.hidden))
         assert_alike(got, states)
-        assert_alike(got, qwen.features(videos[i : i + 1]).hidden[0])
+        assert_alike(got, qwen.features(videos[i : i + 1], opens_answer=True).hidden[0])
 
 
 def test_qwen_positions_are_those_of_its_authors_example() -> None:

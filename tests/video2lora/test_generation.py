@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from transformers import DynamicCache
 
 from video2lora.generation import Chooser, Decoding
+from video2lora.sampling import Frames
 from video2lora.vlm import FrozenVLM, load_vlm
 
 CPU = torch.device("cpu")
@@ -73,8 +75,10 @@ def test_a_kept_cache_continues_as_the_whole_prompt_does(vlm: FrozenVLM) -> None
 
 def test_rows_that_end_early_stay_ended(vlm: FrozenVLM) -> None:
     """A short answer beside a long one is the same as alone."""
-    questions = ["Which way does the object move?", "Summarize the video."]
-    together = vlm.generate(vlm.question_batch(questions), max_new_tokens=21)
+    questions = ["Which way does the object move?", "Describe the video briefly."]
+    video = Frames(np.full((4, 64, 64, 3), 90, dtype=np.uint8), np.arange(4.0), 4.0)
+    tokens = vlm.frame_tokens([video])
+    together = vlm.generate(vlm.video_batch([video] * 2, questions), max_new_tokens=21, frame_tokens=tokens.repeat(2, 1, 1))
     assert len(together[0].text.split()) < len(together[1].text.split())
     for question, answer in zip(questions, together, strict=True):
-        assert vlm.generate(vlm.question_batch([question]), max_new_tokens=21)[0].text == answer.text
+        assert vlm.generate(vlm.video_batch([video], [question]), max_new_tokens=21, frame_tokens=tokens)[0].text == answer.text

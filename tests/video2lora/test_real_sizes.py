@@ -149,7 +149,7 @@ def test_the_256m_runs_from_frames_to_an_answer(tmp_path: Path) -> None:
     assert write_random_vlm("256m", folder) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == written_at
     vlm, video = load_vlm(str(folder)), some_frames(2)
-    features = vlm.features([video])
+    features = vlm.features([video], opens_answer=True)
     assert features.hidden.shape == (1, 30, int(features.mask.sum()), 576)
     batch = vlm.video_batch([video], [prompts.INTERNALIZE])
     pixels = torch.from_numpy(squash(video.images, 512)).permute(0, 3, 1, 2)[None] / 127.5 - 1.0

@@ -37,12 +37,14 @@ def test_pixels_are_those_of_transformers_processor(vlm: FrozenVLM) -> None:
     torch.testing.assert_close(got, expected, atol=1 / 255, rtol=0)
 
 
-def test_features_are_the_hidden_states_of_the_whole_model(vlm: FrozenVLM) -> None:
+@pytest.mark.parametrize("opens_answer", [False, True])
+def test_features_are_the_hidden_states_of_the_whole_model(vlm: FrozenVLM, opens_answer: bool) -> None:
     videos = [made_frames(3, seed=1), made_frames(5, seed=2)]
-    features = vlm.features(videos)
+    features = vlm.features(videos, opens_answer=opens_answer)
     assert features.hidden.shape[:2] == (2, len(vlm.layers))
     for i, video in enumerate(videos):
-        batch = vlm.video_batch([video], [prompts.INTERNALIZE])
+        batch = vlm.text_batch([vlm.family.video_prompt(video, prompts.INTERNALIZE, opens_answer=opens_answer)])
+        assert vlm.tokenizer.decode(batch.input_ids[0]).endswith("Assistant:" if opens_answer else "<end_of_utterance>\n")
         pixels = torch.from_numpy(squash(video.images, vlm.family.image_size_px)).permute(0, 3, 1, 2)[None] / 127.5 - 1.0
         with torch.no_grad():
             expected = vlm.model(input_ids=batch.input_ids, pixel_values=pixels, output_hidden_states=True).hidden_states[:-1]
