@@ -1,15 +1,10 @@
 """How fast is an answer about a video, and what must be kept for it: the adapter against its honest rivals, all in one run.
 
-    again        nothing is kept: every question encodes the video again and reads it (the paper's comparison)
-    connector    the visual tokens are kept, and read again with every question
-    kv cache     the keys and values of the whole video prompt are kept
-    ours         the generated adapter is kept and applied per request; many videos may share a batch
-    ours merged  the same, added to the weights before the first question: one video at a time
-
-The static adapter is the same for every video, so it is merged into the weights once for both of ours, and only the generated factors
-are kept. Kept things are stored in bfloat16. `cold` reads them from a file (in the page cache) first; `warm` has them in memory. Videos
-are random pixels of the model's size: decoding is not in any time, and random weights take the time of trained ones. A video that does
-not fit the VLM's positions is 64 sampled frames to the rivals, the fair peer there, and chunks of 64 joined in rank to ours.
+Who they are: `benchmarks.rivals`. The static adapter is the same for every video, so it is merged into the weights once for both of ours,
+and only the generated factors are kept. Kept things are stored in bfloat16. `cold` reads them from a file (in the page cache) first; `warm`
+has them in memory. Videos are random pixels of the model's size: decoding is not in any time, and random weights take the time of trained
+ones. A video that does not fit the VLM's positions is 64 sampled frames to the rivals, the fair peer there, and chunks of 64 joined in rank
+to ours.
 
 Command  python -m benchmarks.answering --size 500m        (torch and transformers only; --model DIR for a model of your own)
 Cost     500m on 2 CPU cores: 40 minutes at 12, 64 and 256 frames.
@@ -24,201 +19,31 @@ import statistics
 import sys
 import tempfile
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import Cache, DynamicCache, DynamicLayer
 from transformers.utils import logging
 
 from benchmarks.models import SIZES, random_vlm
-from video2lora.generation import Decoding
+from benchmarks.rivals import QUESTION, ROOM_TOKENS, Again, Bench, Connector, Kept, KVCache, Ours, OursMerged, Rival
 from video2lora.hypernetwork import Hypernetwork, HypernetworkConfig
-from video2lora.lora import adapted, merged
-from video2lora.lora_algebra import Lora, compose, stack
+from video2lora.lora import merged
+from video2lora.pretrained import load_vlm
 from video2lora.sampling import Frames
 from video2lora.smolvlm import SmolVLM
-from video2lora.vlm import FrozenVLM, TextBatch, load_vlm
+from video2lora.vlm import FrozenVLM
 
-FRAMES_PER_CHUNK = 64
 PEER_FRAMES = 64  # what a VLM is shown of a video that does not fit
-QUESTION = "What happens in this video, and where does it happen?"
-OTHER_QUESTION = "Who is it?"  # tells where the part of the prompt ends that all questions share
 NO_GPU = "\nNo GPU was to be had: these are times of a CPU, where a prompt costs far more against a single token than on a GPU.\n"
 WARM_BUDGET_S = 60.0  # of one system's rounds: slow ones have fewer, at least one
-ROOM_TOKENS = 128  # that a kept cache has for question and answer
-
-Kept = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all rivals share."""
-
-    vlm: FrozenVLM
-    hypernetwork: Hypernetwork
-    n_new_tokens: int
-
-    @property
-    def device(self) -> torch.device:
-        return self.vlm.device
-
-    @property
-    def decoding(self) -> Decoding:
-        return Decoding(max_new_tokens=self.n_new_tokens)
-
-
-@dataclass(frozen=True)
-class Rival(ABC):
-    """One way to answer questions about a video. What it keeps of a video is a dict of tensors, as it would be stored."""
-
-    bench: Bench
-    name: ClassVar[str]
-    batches: ClassVar[bool] = True  # may different videos share a batch?
-
-    @abstractmethod
-    def prepare(self, video: Frames) -> Kept:
-        """Reads the video once."""
-
-    @abstractmethod
-    def ready(self, kept: list[Kept]) -> AbstractContextManager[Any]:
-        """Whatever is done once before questions about these videos, a row of the batch each; gives what `steps` needs."""
-
-    @abstractmethod
-    def steps(self, state: Any, videos: list[Frames]) -> Iterator[Tensor]:
-        """One question about each video: the ids of the answers, step by step."""
-
-
-class Again(Rival):
-    name = "again"
-
-    def prepare(self, video: Frames) -> Kept:
-        return {}
-
-    def ready(self, kept: list[Kept]) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def steps(self, state: Any, videos: list[Frames]) -> Iterator[Tensor]:
-        vlm = self.bench.vlm
-        batch = vlm.video_batch(videos, [QUESTION] * len(videos))
-        return vlm.token_steps(batch, decoding=self.bench.decoding, frame_tokens=vlm.frame_tokens(videos))
-
-
-class Connector(Rival):
-    name = "connector"
-
-    def prepare(self, video: Frames) -> Kept:
-        return {"tokens": self.bench.vlm.frame_tokens([video])}
-
-    def ready(self, kept: list[Kept]) -> AbstractContextManager[Any]:
-        return nullcontext(torch.cat([one["tokens"] for one in kept]))
-
-    def steps(self, state: Any, videos: list[Frames]) -> Iterator[Tensor]:
-        vlm = self.bench.vlm
-        return vlm.token_steps(vlm.video_batch(videos, [QUESTION] * len(videos)), decoding=self.bench.decoding, frame_tokens=state)
-
-
-class KeptLayer(DynamicLayer):
-    """A layer of a kept cache with room behind it: a new token is written in place, and a new question forgets the last one.
-
-    transformers' DynamicLayer copies all it holds at every token; its StaticLayer attends to empty room. Neither would be fair.
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.n_kept = self.n = keys.shape[2]
-        room = (0, 0, 0, ROOM_TOKENS)
-        self.all_keys, self.all_values = (torch.nn.functional.pad(one, room) for one in (keys, values))
-        self.lazy_initialization(keys, values)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        start, self.n = self.n, self.n + key_states.shape[2]
-        self.all_keys[:, :, start : self.n] = key_states
-        self.all_values[:, :, start : self.n] = value_states
-        self.keys, self.values = self.all_keys[:, :, : self.n], self.all_values[:, :, : self.n]
-        return self.keys, self.values
-
-    def get_seq_length(self) -> int:
-        return self.n
-
-    def forget(self) -> None:
-        self.n = self.n_kept
-
-
-class KVCache(Rival):
-    name = "kv cache"
-
-    def prepare(self, video: Frames) -> Kept:
-        vlm = self.bench.vlm
-        shared, _ = _shared_and_rest(vlm, video)
-        cache = DynamicCache(config=vlm.model.config.get_text_config())
-        vlm.prefill(shared, cache=cache, frame_tokens=vlm.frame_tokens([video]))
-        return {f"{kind}.{i}": getattr(layer, kind) for i, layer in enumerate(cache.layers) for kind in ("keys", "values")}
-
-    def ready(self, kept: list[Kept]) -> AbstractContextManager[Any]:
-        def together(name: str) -> Tensor:
-            return torch.cat([one[name] for one in kept])
-
-        cache = Cache(layers=[KeptLayer(together(f"keys.{i}"), together(f"values.{i}")) for i in range(len(kept[0]) // 2)])
-        return nullcontext(cache)
-
-    def steps(self, state: Any, videos: list[Frames]) -> Iterator[Tensor]:
-        for layer in state.layers:
-            layer.forget()
-        _, rest = _shared_and_rest(self.bench.vlm, videos[0])
-        rows = torch.zeros(len(videos), dtype=torch.long, device=self.bench.device)
-        batch = TextBatch(rest.input_ids[rows], rest.mask[rows], rest.positions[rows])
-        return self.bench.vlm.token_steps(batch, decoding=self.bench.decoding, cache=state)
-
-
-class Ours(Rival):
-    name = "ours"
-
-    def prepare(self, video: Frames) -> Kept:
-        vlm, hypernetwork = self.bench.vlm, self.bench.hypernetwork
-        chunks = _chunks(video)
-        with torch.no_grad():
-            made = []
-            for chunk in chunks:
-                features = vlm.features([chunk])
-                made.append(hypernetwork(features.hidden, features.mask))
-                del features
-            lora = compose(stack(made), [len(chunks)])
-        factors = {"lora_a": lora.lora_a, "lora_b": lora.lora_b}
-        return {f"{kind}.{name}": tensor for kind, of in factors.items() for name, tensor in of.items()}
-
-    def ready(self, kept: list[Kept]) -> AbstractContextManager[Any]:
-        lora = stack([self.lora_of(one) for one in kept])
-        return adapted(self.bench.vlm.layers, lora)
-
-    def steps(self, state: Any, videos: list[Frames]) -> Iterator[Tensor]:
-        vlm = self.bench.vlm
-        return vlm.token_steps(vlm.question_batch([QUESTION] * len(videos)), decoding=self.bench.decoding)
-
-    def lora_of(self, kept: Kept) -> Lora:
-        dtype = self.bench.vlm.model.dtype
-
-        def of(kind: str) -> dict[str, Tensor]:
-            return {name.split(".", 1)[1]: tensor.to(dtype) for name, tensor in kept.items() if name.startswith(kind)}
-
-        return Lora(of("lora_a"), of("lora_b"), scaling=self.bench.hypernetwork.config.lora_scaling)
-
-
-class OursMerged(Ours):
-    name = "ours merged"
-    batches = False
-
-    def ready(self, kept: list[Kept]) -> AbstractContextManager[Any]:
-        return merged(self.bench.vlm.layers, self.lora_of(kept[0]))
 
 
 @dataclass
@@ -403,23 +228,6 @@ def _timed(bench: Bench, work: Callable[[], Any]) -> tuple[Any, float]:
 def _wait(bench: Bench) -> None:
     if bench.device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def _shared_and_rest(vlm: FrozenVLM, video: Frames) -> tuple[TextBatch, TextBatch]:
-    """The prompt up to where questions begin to differ, and from there on; the rest's mask covers both."""
-    whole, other = (vlm.video_batch([video], [question]) for question in (QUESTION, OTHER_QUESTION))
-    n = min(whole.input_ids.shape[1], other.input_ids.shape[1])
-    at = int((whole.input_ids[0, :n] != other.input_ids[0, :n]).nonzero()[0])
-    shared = replace(whole, input_ids=whole.input_ids[:, :at], mask=whole.mask[:, :at], positions=whole.positions[..., :at])
-    return shared, replace(whole, input_ids=whole.input_ids[:, at:], positions=whole.positions[..., at:])
-
-
-def _chunks(video: Frames) -> list[Frames]:
-    n = len(video.images)
-    return [
-        Frames(video.images[i : i + FRAMES_PER_CHUNK], video.timestamps_s[i : i + FRAMES_PER_CHUNK], video.duration_s)
-        for i in range(0, n, FRAMES_PER_CHUNK)
-    ]
 
 
 def _fits(vlm: FrozenVLM, video: Frames) -> bool:

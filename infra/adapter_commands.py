@@ -207,7 +207,7 @@ def bad_input() -> Iterator[None]:
 def _making(models: ModelOptions, frames: FramesOptions, store: StoreOptions) -> "Making":
     if frames.frames is not None and frames.sampling is not None:
         raise typer.BadParameter("--frames and --sampling say the same thing: give one")
-    from infra.internalize import Making, dtype_of, sampling_named
+    from infra.internalize import Making, sampling_named
     from infra.stored import absolute, check_device
     from video2lora import api
 
@@ -229,8 +229,8 @@ def _making(models: ModelOptions, frames: FramesOptions, store: StoreOptions) ->
         frames_per_chunk=frames.frames_per_chunk,
         max_rank=store.max_rank,
         pictures_per_s=frames.fps,
-        stored_as=store.stored_as or dtype_of(using.vlm),
-        self_contained=store.self_contained,
+        stored_as=store.stored_as or using.vlm.dtype,
+        self_contained=not store.without_static,
     )
 
 

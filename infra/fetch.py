@@ -21,6 +21,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from infra.errors import BadInputError, StorageError
+from video2lora.frames_folder import natural
 from video2lora.video import RejectReason, VideoDecodeError
 
 MAX_FETCH_BYTES = 16 * 2**30  # ours: four hours of 1080p at 8 Mbit/s; more is rather a mistake than a clip
@@ -68,11 +69,6 @@ def public_name(clip: str) -> str:
 def stored_uri(clip: str) -> str:
     """What a catalogue holds of a CLIP: the absolute path, or the URL's public name."""
     return public_name(clip) if is_url(clip) else os.path.abspath(clip)
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """Sorts frame2 before frame10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 @contextmanager

@@ -17,9 +17,10 @@ from infra.config import FramesSettings, VLMSettings
 from infra.errors import BadInputError
 from video2lora.checkpoint import hypernetwork_of, save_hypernetwork
 from video2lora.hypernetwork import HypernetworkConfig
+from video2lora.pretrained import load_vlm
 from video2lora.published import Released, read_released
 from video2lora.sampling import Sampling
-from video2lora.vlm import FrozenVLM, load_vlm
+from video2lora.vlm import FrozenVLM
 
 DTYPE: Final = "bfloat16"  # of the VLM that the released hypernetworks read; published implementation
 FRAMES = FramesSettings(sampling=Sampling(policy="published", n_frames=12, fps=1.0), longest_edge_px=384)  # published training script

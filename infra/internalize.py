@@ -11,7 +11,7 @@ import re
 from collections import Counter as Tally
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,10 @@ from infra.reader import MAX_READERS, STAGE, Decoder, Read, Reader, content_of
 from video2lora import api
 from video2lora.adapter import Dtype, without_static
 from video2lora.video import Frames, RejectReason, Sampling, VideoDecodeError
-from video2lora.vlm import FrozenVLM
 
 MB = 1_000_000
 CLIPS_PER_READER = 4  # at least: a decoder's process takes as long to start as a few small clips to decode
-HOW_STATIC = " (the static adapter stays with the hypernetwork; --self-contained stores it here too)"
+HOW_STATIC = " (the static adapter stays with the hypernetwork; `ask` and `export` add it)"
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Making:
         return {
             "vlm_digest": self.using.vlm.digest,
             "hypernetwork_digest": self.using.digest,
-            "dtype": dtype_of(self.using.vlm),
+            "dtype": self.using.vlm.dtype,
             "sampling": self.using.sampling.name,
             "longest_edge_px": self.using.longest_edge_px,
             "frames_per_chunk": self.frames_per_chunk,
@@ -78,7 +77,6 @@ class Making:
         Raises StorageError; ValueError where `folder` holds something else, or a factor is not finite as it is to be stored.
         """
         stored = adapter if self.self_contained else without_static(adapter)
-        stored = replace(stored, provenance={**stored.provenance, "vlm_dtype": dtype_of(self.using.vlm)})  # `ask` takes the same
         with storing(folder):
             api.save_adapter(stored, folder, dtype=self.stored_as)
         return stored
@@ -140,11 +138,6 @@ def run_many(clips: Sequence[str], folder: Path, making: Making, *, batch_size: 
     if outcomes.rejects:
         raise BadInputError(f"{len(outcomes.rejects)} of {len(clips)} gave no adapter: see {folder / 'rejects.parquet'} ({told})")
     return told
-
-
-def dtype_of(vlm: FrozenVLM) -> Any:
-    """Of its weights: "float32"."""
-    return str(vlm.model.dtype).removeprefix("torch.")
 
 
 def sampling_named(name: str) -> Sampling:

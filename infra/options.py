@@ -47,8 +47,8 @@ class StoreOptions:
 
     max_rank: Annotated[int | None, typer.Option(min=1, help="Compress adapters of more, static part counted (truncated SVD).")] = None
     stored_as: Annotated[StoredAs | None, typer.Option(help="By default as the VLM: bfloat16 where it runs in it.")] = None
-    self_contained: Annotated[
-        bool, typer.Option("--self-contained", help="Store the static adapter with every video's, not with the hypernetwork alone.")
+    without_static: Annotated[
+        bool, typer.Option("--without-static", help="Leave the static adapter with the hypernetwork: half the bytes, and no PEFT adapter.")
     ] = False
 
 

@@ -15,8 +15,9 @@ from video2lora.adapter import with_static
 from video2lora.checkpoint import hypernetwork_hash, load_hypernetwork
 from video2lora.frames_folder import read_folder
 from video2lora.lora_algebra import compress, concatenate
+from video2lora.pretrained import load_vlm
 from video2lora.video import Frames, Sampling, decode
-from video2lora.vlm import FrozenVLM, load_vlm
+from video2lora.vlm import FrozenVLM
 
 
 def whole(folder: Path, *, hypernetwork: str | None = None) -> api.Adapter:

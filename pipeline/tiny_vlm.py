@@ -34,13 +34,14 @@ from pipeline.made_world.clips import CLIP_SIZES_PX
 from pipeline.tiny_labels import Labels, clip_facts, frame_facts, labels_of, n_slots
 from video2lora import prompts
 from video2lora.jpeg import from_jpegs, to_jpeg
+from video2lora.pixels import fit, squash
+from video2lora.pretrained import load_vlm, vlm_path
 from video2lora.scoring import exact_match
 from video2lora.tiny.build import IMAGE_SIZE_PX, PATCH_PX, build_model, build_tokenizer, save_vlm
 from video2lora.tiny.heads import ClipBatch, ClipHeads, FrameHeads
 from video2lora.tiny.train import TrainConfig, polish, teach_answers, teach_vision
 from video2lora.video import Sampling, decode
-from video2lora.pixels import fit, squash
-from video2lora.vlm import FrozenVLM, load_vlm, vlm_path
+from video2lora.vlm import FrozenVLM
 
 N_FRAMES = 4
 N_CLIPS = 24_000  # drawn once, asked about in many ways

@@ -133,7 +133,9 @@ def find_model(settings: TeacherSettings) -> Model:
     folder = Path(str(resources.files("video2lora.tiny") / "vlm") if settings.model == "tiny" else settings.model)
     if folder.is_dir():
         if settings.revision is not None:
-            raise BadInputError(f"teacher.revision: got {settings.revision!r} for {settings.model!r}, which is a folder and has no revisions")
+            raise BadInputError(
+                f"teacher.revision: got {settings.revision!r} for {settings.model!r}, which is a folder and has no revisions"
+            )
         name = "tiny" if settings.model == "tiny" else folder.resolve().name
         path, revision, identity = str(folder.resolve()), None, f"{name}@{_folder_digest(folder)}"
     else:

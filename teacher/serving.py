@@ -26,8 +26,9 @@ from teacher.engine import Model, class_override, cpu_settings, engine_environme
 from video2lora.adapter import Adapter, check_made_for, load_adapter
 from video2lora.generation import Decoding
 from video2lora.lora import adapted
+from video2lora.pretrained import load_vlm
 from video2lora.proof import VllmAnswers, VllmProof, add_proof, drop_vllm_proof
-from video2lora.vlm import FrozenVLM, TextBatch, load_vlm
+from video2lora.vlm import FrozenVLM, TextBatch
 
 QUESTIONS = ("What happens in the video?", "Describe the video in one sentence.", "What is shown, and how does it move?")
 MAX_MODEL_LEN = 2048  # tokens of question and answer: no frames here

@@ -112,7 +112,7 @@ def kv_bytes_per_token(recipe: Recipe) -> int:
     """Bytes of the keys and values that the VLM's text model keeps of one token."""
     from transformers import AutoConfig
 
-    from video2lora.vlm import vlm_path
+    from video2lora.pretrained import vlm_path
 
     text = AutoConfig.from_pretrained(vlm_path(recipe.vlm.model), revision=recipe.vlm.revision).text_config
     d_head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

@@ -31,8 +31,9 @@ from training.answer import Block, Row
 from video2lora.checkpoint import load_hypernetwork, read_metadata
 from video2lora.jpeg import from_jpegs
 from video2lora.lora import Lora, adapted, select, stack
+from video2lora.pretrained import load_vlm
 from video2lora.video import Frames
-from video2lora.vlm import Answer, FrozenVLM, TextBatch, load_vlm
+from video2lora.vlm import Answer, TextBatch
 
 
 @dataclass(frozen=True)

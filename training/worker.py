@@ -25,7 +25,8 @@ from training.batches import Batch, HeldExamples, Share, StreamedExamples, draw,
 from training.engine import Engine
 from training.loss import Encoder, TargetLoss, text_of, validate
 from video2lora.hypernetwork import Hypernetwork, HypernetworkConfig, checked_config
-from video2lora.vlm import FrozenVLM, load_vlm
+from video2lora.pretrained import load_vlm
+from video2lora.vlm import FrozenVLM
 
 TELL_EVERY_S = 1.0
 N_LOSSES = 100  # points of the loss curve that checkpoints keep
@@ -147,7 +148,13 @@ class Worker:
         sums = torch.zeros(3, device=self.vlm.device)
         with self.clock.part("validation"):
             for i, batch in enumerate(self.validation):
-                found = validate(self.student, self.encoder, batch, newline=self.settings.newline_after_target, max_new_tokens=self.job.recipe.answer.max_new_tokens)
+                found = validate(
+                    self.student,
+                    self.encoder,
+                    batch,
+                    newline=self.settings.newline_after_target,
+                    max_new_tokens=self.job.recipe.answer.max_new_tokens,
+                )
                 sums += torch.tensor(found, device=sums.device) * (i < self.n_counted)
             torch.distributed.all_reduce(sums)
         loss, n_right, n = sums.tolist()

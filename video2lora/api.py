@@ -28,8 +28,9 @@ from video2lora.generation import Decoding
 from video2lora.hypernetwork import Hypernetwork
 from video2lora.lora import adapted
 from video2lora.lora_algebra import Lora, compose, compress, select, slice_rank, stack
+from video2lora.pretrained import load_vlm
 from video2lora.video import Frames, Sampling, content_id, decode, short_id
-from video2lora.vlm import Answer, FrozenVLM, load_vlm
+from video2lora.vlm import Answer, FrozenVLM
 
 __all__ = [
     "Adapter", "Answer", "Decoding", "Internalizer", "ask", "ask_all", "internalize", "internalize_batch",
@@ -158,7 +159,8 @@ def internalize_batch(
 
 def ask(adapter: Adapter, question: str, *, vlm: FrozenVLM | None = None, decoding: Decoding | None = None) -> Answer:
     """The VLM's answer under an adapter. Raises ValueError if the VLM's weights are not those the adapter was made for."""
-    vlm = vlm or load_vlm(adapter.provenance["vlm"], revision=adapter.provenance.get("vlm_revision"))
+    made = adapter.provenance
+    vlm = vlm or load_vlm(made["vlm"], revision=made.get("vlm_revision"), dtype=made.get("vlm_dtype", "float32"))
     return ask_all(adapter, [question], vlm=vlm, decoding=decoding)[0]
 
 
@@ -227,6 +229,7 @@ def _provenance(using: Internalizer) -> dict[str, Any]:
         "vlm": using.vlm.name,
         "vlm_revision": using.vlm.revision,
         "vlm_digest": using.vlm.digest,
+        "vlm_dtype": using.vlm.dtype,
         "layers_path": using.vlm.layers_path,
         "hypernetwork": using.name,
         "hypernetwork_digest": using.digest,

@@ -2,7 +2,7 @@
 
 `Family` is the whole contract: how frames become tokens, how a prompt is written around them, and where the decoder keeps its blocks.
 Everything else (padding, features, losses, generation, adapters) is `video2lora.vlm.FrozenVLM`'s, and the same for every model. To add a
-model of transformers, write one class with these members beside `smolvlm.py` and `qwen2_5_vl.py`, and name it in `vlm.FAMILIES`.
+model of transformers, write one class with these members beside `smolvlm.py` and `qwen2_5_vl.py`, and name it in `pretrained.FAMILIES`.
 """
 
 from collections.abc import Sequence

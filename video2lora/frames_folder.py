@@ -20,11 +20,21 @@ PICTURES_PER_S = 1.0  # where nobody says; what SmolVLM2's own processor samples
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Its pictures, in order. Raises VideoDecodeError (no_frames) for none."""
-    found = [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()]
+    """Its pictures, in order. Raises VideoDecodeError (no_frames, unreadable)."""
+    try:
+        found = [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()]
+    except OSError as error:
+        raise VideoDecodeError(RejectReason.UNREADABLE, str(error)) from error
     if not found:
-        raise VideoDecodeError(RejectReason.NO_FRAMES, f"{folder} holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
-    return sorted(found, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)])
+        raise VideoDecodeError(
+            RejectReason.NO_FRAMES, f"{folder} holds no pictures ({', '.join(PICTURE_SUFFIXES)}); for the videos in it, give {folder}/*"
+        )
+    return sorted(found, key=lambda path: natural(path.name))
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sorts frame2 before frame10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def folder_id(folder: Path) -> str:

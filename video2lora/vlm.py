@@ -9,42 +9,28 @@ input of the last block, so exactly one per layer. Nothing here trains, patches 
 our own: a prefill and one call of the decoder per token, so that they stream, start from a kept cache, and cost nothing beside the model.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForImageTextToText,
-    AutoTokenizer,
     Cache,
     DynamicCache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Qwen2_5_VLForConditionalGeneration,
-    SmolVLMForConditionalGeneration,
 )
 
 from video2lora import prompts
 from video2lora.family import Family, text_positions
 from video2lora.generation import Chooser, Decoding
-from video2lora.qwen2_5_vl import Qwen25VL
 from video2lora.sampling import Frames
-from video2lora.smolvlm import SmolVLM
 
 IGNORE = -100
-FAMILIES: dict[type[PreTrainedModel], Callable[[Any, PreTrainedTokenizerBase], Family]] = {
-    SmolVLMForConditionalGeneration: SmolVLM,
-    Qwen2_5_VLForConditionalGeneration: Qwen25VL,
-}
 
 
 @dataclass(frozen=True)
@@ -98,6 +84,12 @@ class FrozenVLM:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def dtype(self) -> Literal["float32", "float16", "bfloat16"]:
+        """Of its weights."""
+        name: Any = str(self.model.dtype).removeprefix("torch.")
+        return name
 
     @property
     def layers_path(self) -> str:
@@ -302,52 +294,3 @@ class FrozenVLM:
     def _left_padded(self, rows: list[list[int]], fill: int) -> Int[Tensor, "batch n_tokens"]:
         longest = max(map(len, rows))
         return torch.tensor([[fill] * (longest - len(row)) + row for row in rows], device=self.device)
-
-
-def load_vlm(model: str = "tiny", *, revision: str | None = None, dtype: str = "float32", device: str = "cpu") -> FrozenVLM:
-    """`tiny`, a local folder, or a hub name at a revision.
-
-    Raises ValueError if there is no such model, its files are damaged or lack weights, it is of no family we know, or a revision is
-    asked of what has none.
-    """
-    path = vlm_path(model)
-    if revision is not None and Path(path).is_dir():
-        raise ValueError(f"vlm.revision: got {revision!r} for {model!r}, which is a folder and has no revisions; leave it out")
-    try:
-        loaded, report = AutoModelForImageTextToText.from_pretrained(
-            path, revision=revision, dtype=getattr(torch, dtype), output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        what = "a damaged or unknown model folder" if Path(path).is_dir() else "neither 'tiny', nor a model folder, nor a hub name in reach"
-        at = f" at revision {revision!r}" if revision else ""
-        raise ValueError(f"vlm.model: got {model!r}{at}, which is {what}: {_first_line(error)}") from error
-    if lacking := sorted(report["missing_keys"]):
-        raise ValueError(f"vlm.model: {model!r} lacks {len(lacking)} of its weights, {lacking[0]} the first: it would answer at random")
-    family = FAMILIES.get(type(loaded))
-    if family is None:
-        known = ", ".join(kind.__name__ for kind in FAMILIES)
-        raise ValueError(
-            f"vlm.model: {model!r} is a {type(loaded).__name__}, expected one of {known} (video2lora/family.py says how to add one)"
-        )
-    loaded.eval().requires_grad_(False).to(device)
-    return FrozenVLM(family(loaded, tokenizer), model, weights_digest(loaded), revision)
-
-
-def vlm_path(model: str) -> str:
-    """Where transformers and vLLM find a model: the folder that ships for `tiny`, else what was given."""
-    return str(resources.files("video2lora.tiny") / "vlm") if model == "tiny" else model
-
-
-def weights_digest(module: nn.Module) -> str:
-    """A hash of all weights by name, rounded to bfloat16, so that it is the same in whatever dtype they were loaded: what adapters
-    and checkpoints are tied to."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        total.update(name.encode())
-        total.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()[:16]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -5,21 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks.answering import (
-    Again,
-    Bench,
-    Connector,
-    KVCache,
-    Ours,
-    OursMerged,
-    break_even,
-    made_hypernetwork,
-    made_video,
-    measure,
-    table,
-)
+from benchmarks.answering import break_even, made_hypernetwork, made_video, measure, table
+from benchmarks.rivals import QUESTION, Again, Bench, Connector, KVCache, Ours, OursMerged
 from video2lora.lora import adapted
-from video2lora.vlm import load_vlm
+from video2lora.pretrained import load_vlm
 
 N_FRAMES = 5
 
@@ -56,7 +45,7 @@ def test_ours_merged_says_what_ours_says_and_not_what_the_bare_model_says(bench:
     assert ids(bench, Ours(bench), n_rows=3) == per_request * 3
     rival = Ours(bench)
     kept = rival.prepare(made_video(bench.vlm, N_FRAMES))
-    batch = bench.vlm.question_batch(["What happens in this video, and where does it happen?"])
+    batch = bench.vlm.question_batch([QUESTION])
     with torch.no_grad(), adapted(bench.vlm.layers, rival.lora_of(kept)):
         adapted_logits = bench.vlm.model(input_ids=batch.input_ids).logits
     assert not torch.allclose(adapted_logits, bench.vlm.model(input_ids=batch.input_ids).logits, atol=1e-3)
@@ -67,7 +56,7 @@ def test_the_table_has_every_rival_and_true_sizes(bench: Bench) -> None:
     by = {row.system: row for row in rows}
     vlm = bench.vlm
     text = vlm.model.config.text_config
-    n_tokens = vlm.video_batch([made_video(vlm, N_FRAMES)], ["What happens in this video, and where does it happen?"]).input_ids.shape[1]
+    n_tokens = vlm.video_batch([made_video(vlm, N_FRAMES)], [QUESTION]).input_ids.shape[1]
     assert by["connector"].kept_bytes == N_FRAMES * vlm.family.n_image_tokens * vlm.d_vlm * 2
     per_token = 2 * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
     assert n_tokens - 40 <= by["kv cache"].kept_bytes / per_token < n_tokens

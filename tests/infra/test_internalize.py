@@ -63,10 +63,11 @@ def assert_adapter_of(folder: Path, clip: Path, using: api.Internalizer, **setti
     expected = api.internalize(clip, using=using, **settings)
     got = api.load_adapter(folder)
     assert got.provenance["video_id"] == expected.provenance["video_id"] == api.video_id_of(clip)
-    assert got.lora.r == expected.generated.r, "the static adapter is stored with the hypernetwork, not here"
-    for module, a in expected.generated.lora_a.items():
+    lora = expected.lora if got.has_all else expected.generated
+    assert got.lora.r == lora.r
+    for module, a in lora.lora_a.items():
         torch.testing.assert_close(got.lora.lora_a[module], a, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(got.lora.lora_b[module], expected.generated.lora_b[module], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(got.lora.lora_b[module], lora.lora_b[module], rtol=1e-4, atol=1e-5)
 
 
 def with_free_box(clip: Path, number: int, folder: Path) -> Path:
@@ -79,12 +80,15 @@ def with_free_box(clip: Path, number: int, folder: Path) -> Path:
 def test_one_clip_becomes_the_folder_itself(command: Command, clips: list[Path], tmp_path: Path, using: api.Internalizer) -> None:
     ran = command("internalize", clips[0], "-o", tmp_path / "adapter")
     assert (ran.code, ran.err) == (0, "")
-    assert ran.out.startswith(f"{tmp_path / 'adapter'}: adapter of {clips[0]}, rank 8")
+    assert ran.out.startswith(f"{tmp_path / 'adapter'}: adapter of {clips[0]}, rank 16")
     assert_adapter_of(tmp_path / "adapter", clips[0], using)
-    assert command("internalize", clips[0], "-o", tmp_path / "whole", "--self-contained", "--stored-as", "bfloat16").code == 0
-    whole = api.load_adapter(tmp_path / "whole")
-    assert (whole.lora.r, whole.has_all) == (16, True)
-    assert {a.dtype for a in whole.lora.lora_a.values()} == {torch.bfloat16}
+    assert api.load_adapter(tmp_path / "adapter").has_all
+    ran = command("internalize", clips[0], "-o", tmp_path / "half", "--without-static")
+    assert ran.out.startswith(f"{tmp_path / 'half'}: adapter of {clips[0]}, rank 8 (the static adapter stays with the hypernetwork")
+    assert_adapter_of(tmp_path / "half", clips[0], using)
+    assert not api.load_adapter(tmp_path / "half").has_all
+    assert command("internalize", clips[0], "-o", tmp_path / "small", "--stored-as", "bfloat16").code == 0
+    assert {a.dtype for a in api.load_adapter(tmp_path / "small").lora.lora_a.values()} == {torch.bfloat16}
 
 
 def test_many_clips_become_a_collection_in_which_each_is_accounted_for(
@@ -110,7 +114,7 @@ def test_many_clips_become_a_collection_in_which_each_is_accounted_for(
         row = rows[api.video_id_of(path)]
         assert_adapter_of(out / row["adapter"], path, using)
         assert row["uri"] in ({str(path), str(copy)} if path == clips[1] else {str(path)})
-        assert (row["sampling"], row["n_frames"], row["n_chunks"], row["rank"]) == ("uniform-4", 4, 1, 8)
+        assert (row["sampling"], row["n_frames"], row["n_chunks"], row["rank"]) == ("uniform-4", 4, 1, 16)
         assert (row["vlm"], row["vlm_digest"], row["hypernetwork_digest"]) == ("tiny", using.vlm.digest, using.digest)
         assert row["n_bytes"] == sum(file.stat().st_size for file in (out / row["adapter"]).iterdir())
 
@@ -193,10 +197,10 @@ def test_frames_are_chosen_chunked_and_compressed_as_asked(
     assert command("internalize", *clips, "-o", out, *options).code == 0
     for clip in clips:
         row = catalogue(out)[api.video_id_of(clip)]
-        assert (row["sampling"], row["n_frames"], row["n_chunks"], row["rank"]) == ("uniform-11", 11, 3, 24)
+        assert (row["sampling"], row["n_frames"], row["n_chunks"], row["rank"]) == ("uniform-11", 11, 3, 32)
         assert_adapter_of(out / row["adapter"], clip, using.sampled(Sampling(n_frames=11)), frames_per_chunk=5)
     assert command("internalize", clips[0], "-o", tmp_path / "small", *options[:4], "--max-rank", 21).code == 0
-    assert api.load_adapter(tmp_path / "small").lora.r == 21 - 8
+    assert api.load_adapter(tmp_path / "small").lora.r == 21
     ran = command("internalize", *clips, "-o", tmp_path / "none", "--max-rank", 8)
     assert ran.code == 3 and "--max-rank: got 8, expected more than 8" in ran.err
 

@@ -11,10 +11,10 @@ from infra.errors import BadInputError
 from pipeline.made_world import scene, texts
 from pipeline.tiny_labels import clip_facts, frame_facts, n_slots
 from pipeline.tiny_vlm import N_FRAMES, batches, corpus, draw_clip, draw_clips, run_verify, vision_batches
+from video2lora.pretrained import vlm_path
 from video2lora.tiny.build import IMAGE_SIZE_PX, build_model, build_tokenizer
 from video2lora.tiny.heads import ClipHeads, FrameHeads
 from video2lora.tiny.train import TrainConfig, teach_answers, teach_vision
-from video2lora.vlm import vlm_path
 
 CONFIG = TrainConfig(vision_steps=14, vision_clips=5, answer_steps=14, answer_clips=5, single=0.5)
 

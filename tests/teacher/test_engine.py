@@ -13,7 +13,7 @@ from infra.config import TeacherSettings
 from infra.errors import BadInputError
 from teacher.engine import find_model, max_model_len, pictures
 from video2lora.pixels import squash
-from video2lora.vlm import load_vlm
+from video2lora.pretrained import load_vlm
 
 
 def jpeg(image: np.ndarray) -> bytes:

@@ -19,8 +19,8 @@ from infra.storage import Table
 from teacher import targets
 from teacher.engine import Model, Pictures, Request, Written, find_model
 from teacher.prompts import MIXED, Prompt
+from video2lora.pretrained import load_vlm
 from video2lora.sampling import Frames, Sampling
-from video2lora.vlm import load_vlm
 
 MODEL = Model("/m", None, "m@1", image_size_px=48, n_image_tokens=4, max_positions=100, n_kv_values=8, processor="Idefics3Processor")
 PROMPT = Prompt("summary-1", "summary", "Summarize the video.")

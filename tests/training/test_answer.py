@@ -20,9 +20,10 @@ from video2lora import prompts
 from video2lora.checkpoint import load_hypernetwork, save_hypernetwork
 from video2lora.hypernetwork import Hypernetwork, HypernetworkConfig
 from video2lora.lora import adapted
+from video2lora.pretrained import load_vlm
 from video2lora.tiny.build import build_model, build_tokenizer, save_vlm
 from video2lora.video import Frames, Sampling
-from video2lora.vlm import FrozenVLM, load_vlm
+from video2lora.vlm import FrozenVLM
 
 N_FRAMES, MAX_NEW_TOKENS = 3, 7
 TEST_VIDEOS = ("v0", "v1", "v2", "v3", "v4")

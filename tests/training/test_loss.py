@@ -12,7 +12,8 @@ from training.loss import Encoder, TargetLoss, text_of, validate
 from video2lora import prompts
 from video2lora.hypernetwork import Hypernetwork, HypernetworkConfig
 from video2lora.lora import adapted, select
-from video2lora.vlm import FrozenVLM, load_vlm
+from video2lora.pretrained import load_vlm
+from video2lora.vlm import FrozenVLM
 
 
 @pytest.fixture(scope="module")

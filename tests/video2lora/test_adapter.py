@@ -14,7 +14,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, S
 
 from video2lora.adapter import Adapter, check_made_for, compose_adapters, load_adapter, save_adapter, with_static, without_static
 from video2lora.lora import Lora, adapted, compress, concatenate
-from video2lora.vlm import FrozenVLM, load_vlm
+from video2lora.pretrained import load_vlm
+from video2lora.vlm import FrozenVLM
 
 N_LAYERS, D_MODEL, D_FFN = 3, 22, 37
 SIZES = {"down_proj": (D_FFN, D_MODEL), "q_proj": (D_MODEL, 12)}

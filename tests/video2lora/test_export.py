@@ -19,8 +19,9 @@ from video2lora.adapter import Adapter, load_adapter, save_adapter, without_stat
 from video2lora.export import export_peft, inspect_adapter, inspection
 from video2lora.export_card import card
 from video2lora.lora import Lora, adapted
+from video2lora.pretrained import load_vlm, vlm_path
 from video2lora.proof import VllmAnswers, VllmProof, add_proof, read_proofs
-from video2lora.vlm import FrozenVLM, load_vlm, vlm_path
+from video2lora.vlm import FrozenVLM
 
 N_LAYERS, R = 4, 5
 SIZES = {"down_proj": (384, 128), "q_proj": (128, 128)}

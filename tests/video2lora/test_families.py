@@ -31,9 +31,10 @@ from video2lora.family import Family
 from video2lora.generation import Decoding
 from video2lora.hypernetwork import Hypernetwork, HypernetworkConfig
 from video2lora.lora import adapted
+from video2lora.pretrained import FAMILIES, load_vlm
 from video2lora.qwen2_5_vl import Qwen25VL, patches
 from video2lora.sampling import Frames, Sampling
-from video2lora.vlm import FAMILIES, FrozenVLM, TextBatch, load_vlm
+from video2lora.vlm import FrozenVLM, TextBatch
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 QUESTIONS = ["Which way does it go?", "What is there to be seen?"]

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 from transformers import DynamicCache
 
 from video2lora.generation import Chooser, Decoding
+from video2lora.pretrained import load_vlm
 from video2lora.sampling import Frames
-from video2lora.vlm import FrozenVLM, load_vlm
+from video2lora.vlm import FrozenVLM
 
 CPU = torch.device("cpu")
 

@@ -14,9 +14,10 @@ from video2lora import prompts
 from video2lora.hypernetwork import Hypernetwork
 from video2lora.lora import adapted
 from video2lora.pixels import squash
+from video2lora.pretrained import load_vlm
 from video2lora.smolvlm import SmolVLM
 from video2lora.video import Frames
-from video2lora.vlm import FrozenVLM, load_vlm
+from video2lora.vlm import FrozenVLM
 
 RECIPES = {"256m": "smolvlm2_256m", "500m": "smolvlm2_500m", "2b": "smolvlm2_2b"}
 

@@ -10,9 +10,9 @@ from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoTokenizer, SmolVLMForConditionalGeneration
 
 from pipeline.tiny_vlm import measure
+from video2lora.pretrained import load_vlm
 from video2lora.tiny.heads import IGNORE
 from video2lora.tiny.train import shared_prefix_mask, token_loss
-from video2lora.vlm import load_vlm
 
 FOLDER = Path(str(resources.files("video2lora.tiny"))) / "vlm"
 RECORD = json.loads((FOLDER / "training.json").read_text())

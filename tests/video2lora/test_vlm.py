@@ -15,8 +15,9 @@ from transformers import Idefics3ImageProcessorPil
 
 from video2lora import prompts
 from video2lora.pixels import squash
+from video2lora.pretrained import load_vlm, vlm_path, weights_digest
 from video2lora.video import Frames
-from video2lora.vlm import FrozenVLM, load_vlm, vlm_path, weights_digest
+from video2lora.vlm import FrozenVLM
 
 
 @pytest.fixture(scope="module")
