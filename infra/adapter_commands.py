@@ -140,7 +140,8 @@ def export(
             raise BadInputError(f"{folder} is part of a collection: give another folder with -o")
         one = stored.whole(folder, hypernetwork=models.hypernetwork)
         one = one if rank is None else stored.compressed(one, rank)
-        vlm = stored.vlm_of(one, model=models.vlm, revision=models.revision, device=models.device, dtype=models.dtype)
+        dtype = models.dtype or "float32"  # the proof is in it
+        vlm = stored.vlm_of(one, model=models.vlm, revision=models.revision, device=models.device, dtype=dtype)
         exporting.export_peft(one, vlm=vlm, output=output or folder)
         if check is not None:
             serving = importlib.import_module("teacher.serving")

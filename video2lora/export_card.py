@@ -72,7 +72,7 @@ def _how_to_load(made: Mapping[str, Any], *, prompt: str, end_token: str, r: int
     is_tiny = made["vlm"] == "tiny"
     name = 'vlm_path("tiny")' if is_tiny else repr(made["vlm"])
     revision = f", revision={made['vlm_revision']!r}" if made.get("vlm_revision") is not None else ""
-    of_vlm = ["from video2lora.vlm import vlm_path"] if is_tiny else []
+    of_vlm = ["from video2lora.pretrained import vlm_path"] if is_tiny else []
     limit = max(8, 1 << (r - 1).bit_length())
     in_vllm = [
         "```python",
