@@ -111,7 +111,7 @@ def _check_zip(path: Path, packages: Collection[str]) -> None:
             parts = archive.infolist()
             packed = any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > path.stat().st_size
             damaged = None if packed else archive.testzip()
-    except (*MALFORMED, NotImplementedError) as error:
+    except MALFORMED as error:
         raise ValueError(f"{path}: is damaged or cut short ({_first_line(str(error))}); copy it again") from error
     if packed:
         raise ValueError(f"{path}: its parts are compressed or overlap, {expected}")
