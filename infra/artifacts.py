@@ -3,12 +3,16 @@
     video files -> videos, questions -> frames -> targets -> examples -> hypernetwork -> answers -> report
 
 A row leaves the flow only as a row of `rejects`, with a reason from `REJECT_REASONS`. Times are in seconds, sizes in pixels.
-A table is a folder; `infra.storage` says how it is written and committed.
+A table is a folder; `infra.storage` says how it is written and committed. A key names all that its row depends on: by the set that
+the row is in (`infra.sets`), and where that is not enough by a `version`, a short hash of the rest. So a row never has to be changed.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from video2lora.video import RejectReason
 
@@ -23,6 +27,14 @@ class TableSpec:
     schema: pa.Schema
     key: tuple[str, ...]
 
+    def key_of(self, row: Mapping[str, Any]) -> str:
+        """A row's key as one text."""
+        return "/".join(str(row[column]) for column in self.key)
+
+    def keys_of(self, rows: pa.Table) -> pa.ChunkedArray:
+        """The key of each row, as `key_of` has it."""
+        return pc.binary_join_element_wise(*(rows[column] for column in self.key), "/")
+
 
 def _spec(name: str, key: tuple[str, ...], /, **columns: pa.DataType) -> TableSpec:
     return TableSpec(name, pa.schema([pa.field(column, kind) for column, kind in columns.items()]), key)
@@ -31,29 +43,44 @@ def _spec(name: str, key: tuple[str, ...], /, **columns: pa.DataType) -> TableSp
 _JPEGS = pa.list_(pa.binary())
 _TARGET = pa.struct([pa.field("task", pa.string()), pa.field("prompt", pa.string()), pa.field("target", pa.string())])
 
+FILES = _spec(
+    "files", ("uri", "version"),
+    uri=pa.string(), version=pa.string(),  # what the storage says of the file without reading it: size and time, or S3's ETag
+    n_bytes=pa.int64(), content=pa.string(),  # SHA-256
+)  # fmt: skip
 VIDEOS = _spec(
-    "videos", ("video_id",),
+    "videos", ("video_id", "version"),
     video_id=pa.string(),  # content hash, with the span where there is one
+    version=pa.string(),  # of uri and split: a video that moved is the same video
     uri=pa.string(), start_s=pa.float64(), end_s=pa.float64(), duration_s=pa.float64(), split=pa.string(),
+    span_kind=pa.string(),  # scene, adjacent or full, where scenes were looked for
+)  # fmt: skip
+SCENES = _spec(
+    "scenes", ("content",),
+    content=pa.string(), starts_s=pa.list_(pa.float64()), ends_s=pa.list_(pa.float64()),
 )  # fmt: skip
 QUESTIONS = _spec(
-    "questions", ("question_id",),
-    question_id=pa.string(), video_id=pa.string(), benchmark=pa.string(), style=pa.string(), question=pa.string(),
+    "questions", ("question_id", "version"),
+    question_id=pa.string(), version=pa.string(),  # of benchmark and references
+    video_id=pa.string(), benchmark=pa.string(), style=pa.string(), question=pa.string(),
     references=pa.list_(pa.string()),
 )  # fmt: skip
 FRAMES = _spec(
-    "frames", ("video_id", "sampling"),
+    "frames", ("video_id",),
     video_id=pa.string(), sampling=pa.string(), jpegs=_JPEGS, timestamps_s=pa.list_(pa.float64()), duration_s=pa.float64(),
-    height_px=pa.int32(), width_px=pa.int32(),
+    height_px=pa.int32(), width_px=pa.int32(), hashes=pa.list_(pa.uint64()),  # perceptual, where near-duplicates are looked for
 )  # fmt: skip
 TARGETS = _spec(
-    "targets", ("video_id", "prompt_id", "teacher"),
-    video_id=pa.string(), prompt_id=pa.string(), teacher=pa.string(), task=pa.string(), prompt=pa.string(), target=pa.string(),
-    n_tokens=pa.int32(), finish_reason=pa.string(),
+    "targets", ("video_id", "prompt_id", "version"),
+    video_id=pa.string(), prompt_id=pa.string(), version=pa.string(),  # of the prompt's task and text
+    teacher=pa.string(), task=pa.string(), prompt=pa.string(), target=pa.string(), n_tokens=pa.int32(), finish_reason=pa.string(),
+    # Where log-probabilities are asked for: the target's tokens, and of each the k likeliest and their values, [n_tokens, k] row by row.
+    token_ids=pa.list_(pa.int32()), top_token_ids=pa.list_(pa.int32()), top_logprobs=pa.list_(pa.float32()),
 )  # fmt: skip
 EXAMPLES = _spec(
-    "examples", ("video_id",),
-    video_id=pa.string(), split=pa.string(), jpegs=_JPEGS, timestamps_s=pa.list_(pa.float64()), duration_s=pa.float64(),
+    "examples", ("video_id", "version"),
+    video_id=pa.string(), version=pa.string(),  # of split and targets
+    split=pa.string(), jpegs=_JPEGS, timestamps_s=pa.list_(pa.float64()), duration_s=pa.float64(),
     targets=pa.list_(_TARGET),
 )  # fmt: skip
 ANSWERS = _spec(
@@ -62,13 +89,20 @@ ANSWERS = _spec(
     ttft_s=pa.float64(),  # null where it was not measured alone
 )  # fmt: skip
 REJECTS = _spec("rejects", ("stage", "key"), stage=pa.string(), key=pa.string(), reason=pa.string(), detail=pa.string())
+REJECTS_BY_KEY = TableSpec("rejects", REJECTS.schema, ("key",))  # within the table of one stage
 
-TABLES = {spec.name: spec for spec in (VIDEOS, QUESTIONS, FRAMES, TARGETS, EXAMPLES, ANSWERS)}
+TABLES = {spec.name: spec for spec in (FILES, SCENES, VIDEOS, QUESTIONS, FRAMES, TARGETS, EXAMPLES, ANSWERS)}
 
 REJECT_REASONS = frozenset(reason.value for reason in RejectReason) | {
     "no_path",  # a manifest row without a path
     "bad_row",  # a manifest row that is not what its format asks for
-    "duplicate",  # the same content, span and split as an earlier row
+    "duplicate",  # the same content and span as an earlier row
+    "superseded",  # its file holds another video now
+    "forgotten",  # removed by `video2lora forget`
+    "black",  # the four filters, each off by default
+    "frozen",
+    "static",  # too little motion
+    "near_duplicate",  # each frame is nearly one of an earlier video
     "question_without_video",
     "prompt_too_long",
     "empty_target",

@@ -1,6 +1,7 @@
 """`video2lora`: starts stages by name and turns what a user can cause into one line and an exit code.
 
-Exit codes: 0 done; 2 wrong usage; 3 bad input; 4 made from something else; 5 storage; 6 rows lost; 7 a stage failed; 130 interrupted.
+Exit codes: 0 done; 2 wrong usage; 3 bad input; 4 made from something else; 5 storage; 6 rows lost; 7 a stage failed; 8 superseded by
+another run; 130 interrupted.
 What is made is said by `--recipe`, where by the environment (VIDEO2LORA_DATA, RAY_ADDRESS, MLFLOW_TRACKING_URI, ...).
 """
 
@@ -13,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from infra import adapter_commands, demo, jobs
+from infra import adapter_commands, demo, jobs, table_commands
 from infra.config import load_recipe, load_where
 from infra.errors import CommandError
 
@@ -52,12 +53,6 @@ def frames(recipe: RecipeOption = "demo") -> None:
 
 
 @app.command()
-def targets(recipe: RecipeOption = "demo") -> None:
-    """The teacher's summaries, captions and answers about `frames` -> `targets` (vLLM)."""
-    _run_stage("targets", recipe)
-
-
-@app.command()
 def examples(recipe: RecipeOption = "demo") -> None:
     """`frames` x `targets` -> shuffled training shards `examples` (Ray Data)."""
     _run_stage("examples", recipe)
@@ -87,6 +82,7 @@ def run_demo(recipe: RecipeOption = "demo") -> None:
     demo.run(load_recipe(recipe), load_where())
 
 
+table_commands.mount(app)
 adapter_commands.mount(app)
 
 

@@ -10,7 +10,6 @@ found in the folders by the next. One run writes at a time; a reader sees each f
 """
 
 import fcntl
-import io
 import json
 import os
 import re
@@ -28,8 +27,9 @@ import pyarrow.parquet as pq
 
 from infra.artifacts import REJECTS
 from infra.errors import BadInputError, MadeFromOtherError, StorageError
+from infra.objects import read_json, write_new
+from infra.parquet import from_parquet
 from infra.progress import say
-from infra.storage import read_json, write_new
 from video2lora.video import Sampling
 
 ADAPTER_CONFIG, PROVENANCE = "adapter_config.json", "provenance.json"
@@ -257,7 +257,7 @@ def _read(path: Path, schema: pa.Schema, *, absent_is_empty: bool = False) -> li
     if absent_is_empty and not path.exists():
         return []
     try:
-        rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(path.read_bytes())).select(schema.names).cast(schema).to_pylist()
+        rows: list[dict[str, Any]] = from_parquet(path.read_bytes(), schema.names).cast(schema).to_pylist()
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise BadInputError(
             f"{path} is no table of video2lora that can be read ({error}); move it away: the adapters are still there"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from infra.artifacts import SYSTEMS
@@ -33,6 +33,15 @@ class VLMSettings(Settings):
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
+class FilterSettings(Settings):
+    """Which clips are not worth a teacher's time; each is off (None) by default, and refuses with a reject. See pipeline/filters.py."""
+
+    max_black_share: float | None = Field(default=None, ge=0, lt=1)  # of the sampled frames
+    max_frozen_share: float | None = Field(default=None, ge=0, lt=1)  # of the pairs of neighbouring sampled frames
+    min_motion: float | None = Field(default=None, gt=0, le=1)  # mean absolute luma difference of neighbouring sampled frames
+    near_duplicate_bits: int | None = Field(default=None, ge=0, le=8)  # of 64, by which each frame of a copy may differ; 6 finds re-encodes
+
+
 class FramesSettings(Settings):
     """Which frames are kept, and how large. Paper 4.1: at most 12 frames, longest edge 384 px."""
 
@@ -40,6 +49,25 @@ class FramesSettings(Settings):
     longest_edge_px: int = Field(default=384, ge=8)
     jpeg_quality: int = Field(default=95, ge=1, le=100)
     deadline_s: float = Field(default=60.0, gt=0)
+    filters: FilterSettings = FilterSettings()
+
+
+class SceneSettings(Settings):
+    """Videos cut into spans. Paper 4.1: single scenes, 2 or 3 adjacent scenes and full videos, mixed 60/30/10. See pipeline/scenes.py."""
+
+    splits: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation")  # a test video's questions are of all of it
+    mix: tuple[float, float, float] = (0.6, 0.3, 0.1)
+    threshold: float = Field(default=10.0, gt=0, le=100)  # percent of luma that changes at a cut; scdet's default, it advises 8 to 14
+    min_scene_s: float = Field(default=0.6, gt=0)  # shorter ones join the one before; PySceneDetect's default
+    deadline_s: float = Field(default=120.0, gt=0)  # to look for the scenes of one video: a whole decode
+    seed: int = 0
+
+    @field_validator("mix")
+    @classmethod
+    def _is_a_mixture(cls, mix: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(mix) < 0 or abs(sum(mix) - 1) > 1e-9:
+            raise ValueError(f"got {mix}, expected shares of at least 0 whose sum is 1")
+        return mix
 
 
 class WorldSettings(Settings):
@@ -58,10 +86,12 @@ class TeacherSettings(Settings):
     model: str = "tiny"
     revision: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    prompts: Literal["mixed", "paper"] = "mixed"
+    served_by: Literal["vllm", "endpoint"] = "vllm"  # endpoint: OpenAI-compatible, at VIDEO2LORA_TEACHER_ENDPOINT; dtype is its own affair
+    prompts: str = "mixed"  # a set that ships (teacher/prompt_sets), or a YAML file
     max_tokens: int = Field(default=64, ge=1)
-    unfinished: Literal["keep", "reject"] = "keep"  # texts cut off at max_tokens; the paper keeps them
+    unfinished: Literal["keep", "reject"] = "reject"  # texts cut off at max_tokens; the paper keeps them
     max_model_len: int = Field(default=8192, ge=16)
+    logprobs: int = Field(default=0, ge=0, le=20)  # of the likeliest tokens at each place, kept with the targets; 20 is vLLM's own limit
     videos_per_block: int = Field(default=64, ge=1)
 
 
@@ -120,6 +150,7 @@ class Recipe(Settings):
 
     vlm: VLMSettings = VLMSettings()
     world: WorldSettings | None = None
+    scenes: SceneSettings | None = None  # None: videos stay whole
     frames: FramesSettings = FramesSettings()
     teacher: TeacherSettings = TeacherSettings()
     examples: ExamplesSettings = ExamplesSettings()
@@ -144,8 +175,16 @@ class Where(BaseSettings):
     mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")  # None: sqlite in the data folder
     ray_address: str = Field(default="local", validation_alias="RAY_ADDRESS")
     n_cpus: int | None = Field(default=None, ge=1)  # of a local Ray; None: all of the machine's
+    stall_s: float = Field(default=1800.0, gt=0)  # a stage in which nothing is finished for so long ends with an error
     teacher_cpus: float = Field(default=1.0, ge=0)
-    teacher_gpus: float = Field(default=0.0, ge=0)
+    teacher_gpus: float = Field(default=0.0, ge=0)  # per engine
+    teacher_replicas: int | None = Field(default=None, ge=1)  # engines; None: as many as there is work and room for
+    teacher_tensor_parallel: int | None = Field(default=None, ge=1)  # processes one model is spread over; None: the engine's GPUs, or 1
+    teacher_max_num_seqs: int | None = Field(default=None, ge=1)  # prompts at once; None: the engine's choice, 32 of an endpoint
+    teacher_max_num_batched_tokens: int | None = Field(default=None, ge=1)
+    teacher_engine_process: bool | None = None  # vLLM in a process of its own; None: on a GPU, where preparing frames then costs it nothing
+    teacher_endpoint: str | None = None  # URL up to /v1; its key is OPENAI_API_KEY, which the openai package reads by itself
+    teacher_deadline_s: float = Field(default=120.0, gt=0)  # for an endpoint to answer one request
     training_workers: int = Field(default=2, ge=1)
     training_gpus: float = Field(default=0.0, ge=0)  # per worker
 

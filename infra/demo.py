@@ -14,10 +14,11 @@ from rich.table import Table as Grid
 from infra import jobs
 from infra.config import Recipe, Where
 from infra.errors import BadInputError
+from infra.outputs import Output
 from infra.progress import say
-from infra.storage import Table
+from infra.sets import examples_set, frames_set, made_targets
 
-ON_RAY = {"frames": "frames", "targets": "targets", "examples": "examples", "train": "hypernetwork"}  # stage: what it makes
+ON_RAY = ("frames", "targets", "examples", "train")
 
 
 def run(recipe: Recipe, where: Where) -> None:
@@ -30,7 +31,7 @@ def run(recipe: Recipe, where: Where) -> None:
         for i, name in enumerate(steps, start=1):
             say(f"[{i}/{len(steps)}] {name}")
             started = time.monotonic()
-            if name in ON_RAY and not Table(where.data, ON_RAY[name]).is_complete():
+            if name in ON_RAY and not _is_there(name, recipe, where):
                 from infra.cluster import cluster  # not before there is work for it: Ray takes seconds
 
                 held.enter_context(cluster(where))
@@ -46,6 +47,19 @@ def _step(name: str, recipe: Recipe, where: Where) -> str:
     if name == "manifest":
         return str(importlib.import_module("pipeline.manifest").run(f"{where.data}/clips/clips.jsonl", recipe, where))
     return jobs.stage(name).run(recipe, where)
+
+
+def _is_there(name: str, recipe: Recipe, where: Where) -> bool:
+    """Whether a stage was finished once; if it has more to do nevertheless, it starts a Ray of its own."""
+    if name == "train":
+        return Output(where.data, "hypernetwork").is_complete()
+    if name == "frames":
+        return frames_set(recipe, where.data).is_complete()
+    try:
+        targets = made_targets(recipe, where.data)
+    except BadInputError:
+        return False
+    return name == "targets" or examples_set(recipe, targets).is_complete()
 
 
 def _print_seconds(seconds: list[tuple[str, float, str]]) -> None:

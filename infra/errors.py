@@ -35,3 +35,9 @@ class StageFailedError(CommandError):
     """A stage ended before its work was done; what it had committed is kept."""
 
     exit_code = 7
+
+
+class SupersededError(CommandError):
+    """A later run has taken over the table this one was writing; what this one had committed is kept."""
+
+    exit_code = 8

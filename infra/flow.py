@@ -1,39 +1,88 @@
-"""Ray Data -> committed tables: what a stage's last step hands on, and how it is committed block by block.
+"""Ray Data -> committed tables: what a stage's last step hands on, and how the driver commits it.
 
-A stage maps batches of its input to outcomes: one Arrow table whose rows are either a row of the stage's table or a reject.
-Each block is one commit, so a killed run loses at most the blocks in flight, and a row and its reject never both count.
+Workers write their files themselves and hand on what describes them, a kilobyte each, so no row passes through Ray's object store or
+the driver. The driver, which alone may, commits what has arrived: a killed run loses at most the blocks in flight, one per worker.
+Nothing arriving for too long is an error that says what the cluster was doing, not a wait without end.
 """
 
+import json
+import queue
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 from ray.data import Dataset
 
-from infra.artifacts import REJECTS, TableSpec
+from infra.attempt import Attempt
+from infra.errors import StageFailedError
 from infra.progress import Counter
-from infra.storage import Table
+from infra.state import File
 
-_REJECT = pa.field("reject", pa.struct(list(REJECTS.schema)))
+_TOLD = pa.schema([("file", pa.string()), ("measures", pa.string())])
 
-
-def outcomes(spec: TableSpec, rows: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> pa.Table:
-    """Rows of a table and rejects as one Arrow table, of the same schema however many there are of each."""
-    schema = pa.schema([*spec.schema, _REJECT])
-    return pa.Table.from_pylist([{**row, "reject": None} for row in rows] + [{"reject": one} for one in rejects], schema=schema)
+Measures = dict[str, float]
 
 
-def commit_outcomes(table: Table, block: pa.Table) -> None:
-    """Commit one block of outcomes."""
-    names = table.spec.schema.names
-    found = block.to_pylist()
-    rows = [{name: one[name] for name in names} for one in found if one["reject"] is None]
-    rejects = [one["reject"] for one in found if one["reject"] is not None]
-    if rows or rejects:
-        table.commit(rows, rejects)
+def told(files: Sequence[File], measures: Measures | None = None) -> pa.Table:
+    """What a block came to, as a block: a row for each of its files, and one for what was measured on the way."""
+    rows: list[dict[str, Any]] = [{"file": json.dumps(file.described()), "measures": None} for file in files]
+    if measures is not None:
+        rows.append({"file": None, "measures": json.dumps(measures)})
+    return pa.Table.from_pylist(rows, schema=_TOLD)
 
 
-def write_outcomes(ds: Dataset, table: Table, counter: Counter) -> None:
-    """Run the flow and commit it as it comes, counting outcomes. Committing here, not in a last task, shows progress as it happens."""
-    for block in ds.iter_batches(batch_size=None, batch_format="pyarrow"):
-        commit_outcomes(table, block)
-        counter.advance(len(block))
+def commit_as_it_comes(ds: Dataset, attempt: Attempt, counter: Counter, *, stall_s: float) -> Measures:
+    """Run the flow and commit its files, counting keys; returns the sums of what was measured.
+
+    Raises StageFailedError if nothing arrives for `stall_s`; SupersededError, StorageError; what the flow raises.
+    """
+    sums: Measures = {}
+    for block in arriving(ds, batch_size=None, stall_s=stall_s):
+        counter.advance(attempt.commit(files_of(block)))
+        for text in block["measures"].drop_null().to_pylist():
+            for name, value in json.loads(text).items():
+                sums[name] = sums.get(name, 0.0) + value
+    return sums
+
+
+def files_of(block: pa.Table) -> list[File]:
+    """The files that `told` told of."""
+    described = [json.loads(text) for text in block["file"].drop_null().to_pylist()]
+    return [File(**{**one, "keys": tuple(one["keys"])}) for one in described]
+
+
+def arriving(ds: Dataset, *, batch_size: int | None, stall_s: float) -> Iterator[pa.Table]:
+    """Batches as they come (None: blocks). A thread waits for Ray, since its own waiting has no end; one batch waits in memory."""
+    came: queue.Queue[pa.Table | BaseException | None] = queue.Queue(maxsize=1)
+
+    def pull() -> None:
+        try:
+            for batch in ds.iter_batches(batch_size=batch_size, batch_format="pyarrow"):
+                came.put(batch)
+            came.put(None)
+        except BaseException as error:
+            came.put(error)
+
+    threading.Thread(target=pull, daemon=True, name="ray-data").start()
+    while True:
+        try:
+            found = came.get(timeout=stall_s)
+        except queue.Empty:
+            raise StageFailedError(
+                f"nothing was finished for {stall_s:.0f} s (VIDEO2LORA_STALL_S): {_what_ray_does()}; "
+                "what was committed is kept, the same command continues"
+            ) from None
+        if isinstance(found, BaseException):
+            raise found
+        if found is None:
+            return
+        yield found
+
+
+def _what_ray_does() -> str:
+    import ray
+
+    there, free = ray.cluster_resources(), ray.available_resources()
+    parts = [f"{name} {free.get(name, 0.0):g} of {there[name]:g} free" for name in ("CPU", "GPU") if name in there]
+    return f"the Ray cluster has {len(ray.nodes())} node(s), {', '.join(parts)}"

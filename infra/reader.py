@@ -17,10 +17,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from infra.attempt import reject
 from infra.errors import StorageError
 from infra.fetch import OutOfReachError, Received, fetched, public_name, stored_uri
 from infra.progress import say
-from infra.storage import reject
 from video2lora import api
 from video2lora.decode_process import DeadlineDecoder
 from video2lora.frames_folder import read_folder

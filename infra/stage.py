@@ -1,11 +1,33 @@
-"""How a stage ends: with one line on what its table holds, or with one error on what stopped it."""
+"""A stage between its beginning and its end: what it is to make, the one line it ends with, or the one error."""
 
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
+from infra.attempt import Attempt
 from infra.errors import CommandError, StageFailedError
+from infra.sets import Made, register
 from infra.storage import Table
+
+RAYS_ADVICE = "\nFailed to apply UDF transform"  # what Ray Data adds to an error of ours
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a stage is to make: rows of `table` for all keys that are `wanted`; `asked` says what the wish came from, with its inputs."""
+
+    table: Table
+    asked: dict[str, Any]
+    wanted: list[str]
+    made: Made = field(default_factory=dict)  # what makes a row beside its key, where the table has sets
+
+    def begin(self) -> Attempt:
+        """Take over the table. Raises StorageError."""
+        if self.table.set:
+            register(self.table, self.made)
+        return self.table.begin(self.asked, self.wanted)
 
 
 def summary(table: Table, *, rows: str = "rows") -> str:
@@ -23,8 +45,9 @@ def failing(stage: str) -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None)
+        cause = getattr(error, "cause", None) or error
+        told = str(cause).split(RAYS_ADVICE)[0].strip()
         if isinstance(cause, CommandError):
-            raise cause from error
-        last = str(error).strip().splitlines()[-1]
-        raise StageFailedError(f"{stage}: {last}; run the same command again, it continues") from error
+            raise type(cause)(told) from error
+        first = told.splitlines()[0] if told else "no word"
+        raise StageFailedError(f"{stage}: {type(cause).__name__}: {first}; run the same command again, it continues") from error

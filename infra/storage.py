@@ -1,34 +1,39 @@
 """Tables on a disk or in a bucket: written new, then committed; read only where committed.
 
-A table's folder holds
-    made.json             what made it: stage, settings, and the same of its inputs, all the way down
-    shards/*.parquet      rows, under names never used twice
-    rejects/*.parquet     rows that left the flow here
-    commits/*.json        one per finished block: its shard, its rejects, their rows and hashes
-    complete.json         written last: rows in = rows out + rejects
-A shard without a commit does not exist for any reader. A stage that was killed goes on behind the committed blocks. A stage that
-finds `complete.json` under the same `made.json` has nothing to do; under another one it refuses and names the difference.
+A table lies in <root>/<name>, or in sets below it, one for each way of making its rows. In its folder:
 
-Roots are paths or s3:// addresses (fsspec, s3fs); credentials and endpoint come from the environment alone.
+    log/        what was committed, entry by entry: the table itself (`infra.log`, `infra.state`)
+    shards/     files of rows, under names never used twice        rejects/   rows that left the flow here
+    wanted/     the keys that a run was asked for, named by their hash
+
+A run begins with a number, which ends every run before it: whose number is not the highest can commit nothing more. Files are written
+first, by any worker; the one process that began the run then commits them. A file that no entry names does not exist for any reader.
+What is asked for and not there is made; what is there is never made again. docs/data.md says what comes of each crash.
 """
 
-import errno
 import hashlib
-import io
 import json
 import os
+import socket
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
+import pyarrow.compute as pc
 
-from infra.artifacts import REJECT_REASONS, REJECTS, TABLES, TableSpec
-from infra.errors import BadInputError, MadeFromOtherError, RowsLostError, StorageError
+from infra.artifacts import REJECTS, REJECTS_BY_KEY, TABLES, TableSpec
+from infra.attempt import Attempt
+from infra.digests import digest, now
+from infra.errors import BadInputError, StorageError
+from infra.log import Log
+from infra.objects import prove_written_once, read_bytes, size_on_disk, write_new
+from infra.parquet import from_parquet, from_parquet_file, to_parquet
+from infra.state import REJECTS as OF_REJECTS
+from infra.state import ROWS, File, State, among
+
+KEY = pa.schema([("key", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Table:
 
     root: str
     name: str
+    set: str = ""
 
     @property
     def spec(self) -> TableSpec:
@@ -44,173 +50,171 @@ class Table:
 
     @property
     def folder(self) -> str:
-        return f"{self.root.rstrip('/')}/{self.name}"
+        return f"{self.root.rstrip('/')}/{self.name}" + (f"/{self.set}" if self.set else "")
 
-    def begin(self, made_from: dict[str, Any]) -> bool:
-        """True if there is work to do, False if the table is complete. Raises MadeFromOtherError with the differences."""
-        there = read_json(f"{self.folder}/made.json")
-        if there is None:
-            if not write_new(f"{self.folder}/made.json", _json(made_from)):
-                return self.begin(made_from)
-            return True
-        differences = list(_differences(there, json.loads(_json(made_from))))
-        if differences:
-            raise MadeFromOtherError(
-                f"{self.folder} was made from something else: {'; '.join(differences[:5])}. "
-                "Use another data folder (VIDEO2LORA_DATA), or remove this one to make it anew."
-            )
-        return not self.is_complete()
+    @property
+    def log(self) -> Log:
+        return Log(f"{self.folder}/log")
+
+    def state(self) -> State:
+        """The log as it is now. Raises StorageError."""
+        return State().take(self.log.read())
+
+    def finished(self, asked: dict[str, Any]) -> bool:
+        """Whether the last run was asked for the same and closed its books: there is nothing to do."""
+        state = self.state()
+        return state.is_complete and state.completed is not None and state.completed["asked"] == _plain(asked)
+
+    def begin(self, asked: dict[str, Any], wanted: Iterable[str]) -> Attempt:
+        """Take over the table, for the keys that are wanted. Raises StorageError; ValueError for a key wanted twice.
+
+        A table's first run asks the storage for what all rests on, that a name is given once: Ceph 16 does not in buckets with versions.
+        """
+        keys = pa.array(wanted, pa.string())
+        if not self.state().version:
+            prove_written_once(self.folder)
+        name = self._write_wanted(keys)
+        while True:
+            state = self.state()
+            entry = {
+                "kind": "begin",
+                "attempt": state.attempt + 1,
+                "asked": _plain(asked),
+                "wanted": name,
+                "n_wanted": len(keys),
+                "who": f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
+                "at": now(),
+            }
+            if self.log.append(entry, number=state.version):
+                return Attempt(self, state.take([entry]), keys)
 
     def is_complete(self) -> bool:
-        return read_json(f"{self.folder}/complete.json") is not None
+        return self.state().is_complete
 
     def made_from(self) -> dict[str, Any]:
-        """What made the table. Raises BadInputError if it is not complete: nothing is to be built on it."""
-        made = read_json(f"{self.folder}/made.json")
-        if made is None or not self.is_complete():
+        """What made the table, all the way down. Raises BadInputError if it is not complete: nothing is to be built on it."""
+        state = self.state()
+        if state.completed is None or not state.is_complete:
             raise BadInputError(f"{self.folder} is not there or not complete: run the stage that makes it first")
-        return made
+        facts = {name: state.completed[name] for name in ("asked", "rows", "n_rows", "n_rejects")}
+        return {"set": self.set, **facts} if self.set else facts
 
-    def commit(self, rows: list[dict[str, Any]], rejects: list[dict[str, Any]], *, place: int = 0) -> None:
-        """Write a block's rows and rejects, then make both visible at once. Readers see blocks in the order of `place`."""
-        unknown = {row["reason"] for row in rejects} - REJECT_REASONS
-        if unknown:
-            raise ValueError(f"rejects: got reason {sorted(unknown)}, expected one of {sorted(REJECT_REASONS)}")
-        name = f"{place:08d}-{uuid.uuid4().hex}"
-        entry = {
-            "rows": self._write(f"shards/{name}.parquet", rows, self.spec.schema),
-            "rejects": self._write(f"rejects/{name}.parquet", rejects, REJECTS.schema),
-        }
-        write_new(f"{self.folder}/commits/{name}.json", _json(entry))
+    def wanted(self, state: State | None = None) -> pa.ChunkedArray:
+        """The keys that the last run was asked for; none before the first. Raises StorageError if they are not the ones it wrote."""
+        begun = (state or self.state()).begun
+        if begun is None:
+            return pa.chunked_array([], pa.string())
+        path = f"{self.folder}/wanted/{begun['wanted']}.parquet"
+        data = read_bytes(path)
+        try:
+            keys = None if data is None else from_parquet(data, ["key"])["key"]
+        except pa.ArrowException:
+            keys = None
+        if keys is None or digest(keys) != begun["wanted"]:
+            what = "gone" if data is None else "not the file that was written"
+            raise StorageError(f"{path} is {what}: `video2lora verify --repair` writes it anew, or has the stage ask again")
+        return keys
 
-    def complete(self, *, n_in: int) -> None:
-        """Close the books. Raises RowsLostError unless rows in = rows out + rejects."""
-        n_rows, n_rejects = self.n_rows(), self.n_rejects()
-        if n_in != n_rows + n_rejects:
-            raise RowsLostError(f"{self.folder}: {n_in} rows in, {n_rows} out and {n_rejects} rejected")
-        write_new(f"{self.folder}/complete.json", _json({"n_in": n_in, "n_rows": n_rows, "n_rejects": n_rejects}))
+    def counted(self, state: State | None = None) -> pa.Table:
+        """Keys that are wanted and have a row or reject: columns key, path, kind."""
+        state = state or self.state()
+        return among(state.live(), self.wanted(state))
+
+    def keys(self) -> pa.ChunkedArray:
+        """Keys of all rows that are wanted, from the log: no file of rows is read."""
+        counted = self.counted()
+        return counted.filter(pc.equal(counted["kind"], ROWS))["key"]
+
+    def shards_of(self, keys: Iterable[str]) -> dict[str, list[str]]:
+        """Address of each file that holds rows of these keys -> those of the keys that it holds."""
+        found: dict[str, list[str]] = {}
+        counted = self.counted()
+        counted = among(counted.filter(pc.equal(counted["kind"], ROWS)), pa.array(keys, pa.string()))
+        for row in counted.sort_by("path").to_pylist():
+            found.setdefault(f"{self.folder}/{row['path']}", []).append(row["key"])
+        return found
 
     def shards(self) -> list[str]:
-        """Addresses of the committed shards, in a fixed order."""
-        return [f"{self.folder}/{entry['rows']['path']}" for entry in self._commits() if entry["rows"]["n_rows"]]
+        """Addresses of the files that hold rows of wanted keys, by their place. Other rows may stand beside them."""
+        return [f"{self.folder}/{path}" for path in self._paths(ROWS, *self._now_counted())]
 
     def n_rows(self) -> int:
-        return sum(entry["rows"]["n_rows"] for entry in self._commits())
+        return len(self.keys())
 
     def n_rejects(self) -> int:
-        return sum(entry["rejects"]["n_rows"] for entry in self._commits())
+        return self._n(OF_REJECTS)
 
-    def read(self, columns: list[str] | None = None) -> pa.Table:
-        """All committed rows."""
-        schema = self.spec.schema if columns is None else pa.schema([self.spec.schema.field(name) for name in columns])
-        return _read(self.shards(), schema)
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows of wanted keys. Raises StorageError."""
+        return self._read(ROWS, self.spec, columns)
 
     def read_rejects(self) -> pa.Table:
-        """All committed rejects of the stage that writes this table."""
-        paths = [f"{self.folder}/{entry['rejects']['path']}" for entry in self._commits() if entry["rejects"]["n_rows"]]
-        return _read(paths, REJECTS.schema)
+        """All rejects of the stage that writes this table."""
+        return self._read(OF_REJECTS, REJECTS_BY_KEY, None)
 
-    def done_keys(self) -> set[str]:
-        """Keys of committed rows and rejects, joined by '/': what a resumed stage skips."""
-        rows = self.read(list(self.spec.key)).to_pylist()
-        keys = {"/".join(str(row[column]) for column in self.spec.key) for row in rows}
-        return keys | set(self.read_rejects()["key"].to_pylist())
+    def read_file(self, file: File, columns: Sequence[str] | None = None) -> pa.Table:
+        """One file. Raises StorageError if it is gone or not the one that was committed.
 
-    def _write(self, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> dict[str, Any]:
-        if not rows:
-            return {"n_rows": 0}
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
-        data = buffer.getvalue()
-        write_new(f"{self.folder}/{name}", data)
-        return {"path": name, "n_rows": len(rows), "sha256": hashlib.sha256(data).hexdigest(), "n_bytes": len(data)}
+        Of some columns on a disk no more is read than they are, so that ids do not cost pictures; then only the size is compared.
+        """
+        path, schema = f"{self.folder}/{file.path}", self.spec.schema if file.kind == ROWS else REJECTS.schema
+        if columns is not None and set(columns) != set(schema.names) and size_on_disk(path) == file.n_bytes:
+            return from_parquet_file(path, columns)
+        data = read_bytes(path)
+        if data is None or hashlib.sha256(data).hexdigest() != file.sha256:
+            raise StorageError(
+                f"{path} is {'gone' if data is None else 'not the file that was committed'}: `video2lora verify --repair` has it made again"
+            )
+        found = from_parquet(data, columns or schema.names)
+        return found.cast(pa.schema([schema.field(name) for name in found.schema.names]))
 
-    def _commits(self) -> list[dict[str, Any]]:
-        fs, folder = _filesystem(f"{self.folder}/commits")
-        fs.invalidate_cache()
-        if not fs.isdir(folder):
-            return []
-        names = sorted(path for path in fs.ls(folder, detail=False) if path.endswith(".json"))
-        return [json.loads(data) for data in (fs.cat(names).values() if names else [])]
+    def _read(self, kind: str, spec: TableSpec, columns: Sequence[str] | None) -> pa.Table:
+        state, counted = self._now_counted()
+        names = list(columns or spec.schema.names)
+        schema = pa.schema([spec.schema.field(name) for name in names])
+        paths = self._paths(kind, state, counted)
+        keys = counted.filter(pc.equal(counted["kind"], kind))["key"]
+        is_whole = sum(state.files[path].n_rows for path in paths) == len(keys)
+        found = [
+            self._select(state.files[path], spec, names, None if is_whole else among(counted, pa.array([path]), column="path")["key"])
+            for path in paths
+        ]
+        return pa.concat_tables(found).select(names) if found else schema.empty_table()
 
+    def _select(self, file: File, spec: TableSpec, names: list[str], keys: pa.ChunkedArray | None) -> pa.Table:
+        if keys is None:
+            return self.read_file(file, names)
+        found = self.read_file(file, list(dict.fromkeys([*names, *spec.key])))
+        return found.filter(pc.is_in(spec.keys_of(found), value_set=keys))
 
-def all_rejects(root: str) -> pa.Table:
-    """Rejects of every stage."""
-    return pa.concat_tables([Table(root, name).read_rejects() for name in TABLES])
+    def _now_counted(self) -> tuple[State, pa.Table]:
+        state = self.state()
+        return state, self.counted(state)
 
+    def _paths(self, kind: str, state: State, counted: pa.Table) -> list[str]:
+        there = set(pc.unique(counted["path"]).to_pylist())
+        return [path for path in state.paths(kind) if path in there]
 
-def reject(stage: str, key: str, reason: str, detail: str = "") -> dict[str, Any]:
-    """A row of `rejects`."""
-    return {"stage": stage, "key": key, "reason": reason, "detail": detail[:500]}
+    def _n(self, kind: str) -> int:
+        return int(pc.sum(pc.equal(self.counted()["kind"], kind)).as_py() or 0)
 
-
-def read_json(path: str) -> Any:
-    """The file's value, or None where there is no file. Raises StorageError if it is unreadable: never a reason to start over."""
-    fs, inner = _filesystem(path)
-    try:
-        return json.loads(fs.cat_file(inner))
-    except FileNotFoundError:
-        return None
-    except (ValueError, OSError) as error:
-        raise StorageError(f"{path} cannot be read ({error}); restore it, or remove its folder to make it anew") from error
-
-
-def write_new(path: str, data: bytes) -> bool:
-    """Write a file that was not there; False if it was. Whole or not at all, also when killed. Raises StorageError."""
-    fs, inner = _filesystem(path)
-    try:
-        if isinstance(fs, LocalFileSystem):
-            return _write_new_local(inner, data)
-        fs.pipe_file(inner, data, mode="create")
-        return True
-    except FileExistsError:
-        return False
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "storage is full; free some and run the same command again, it continues" if full else str(error)
-        raise StorageError(f"{path} cannot be written: {what}") from error
+    def _write_wanted(self, keys: pa.Array) -> str:
+        if len(pc.unique(keys)) != len(keys):
+            raise ValueError(f"{self.folder}: got keys that are wanted twice, expected each once")
+        keys = keys.take(pc.sort_indices(keys))
+        name = digest(keys)
+        write_new(f"{self.folder}/wanted/{name}.parquet", to_parquet(pa.table({"key": keys}, schema=KEY)))
+        return name
 
 
-def _write_new_local(path: str, data: bytes) -> bool:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    part = f"{path}.{uuid.uuid4().hex}.part"
-    try:
-        with open(part, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(part, path)
-    finally:
-        if os.path.exists(part):
-            os.unlink(part)
-    return True
+def read_shard(address: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A file of rows by its address, on any worker. Raises StorageError if it is gone."""
+    data = read_bytes(address)
+    if data is None:
+        raise StorageError(f"{address} is gone: `video2lora verify --repair` has it made again")
+    return from_parquet(data, columns)
 
 
-def _filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    fs, inner = fsspec.core.url_to_fs(path)
-    return fs, inner
-
-
-def _read(paths: list[str], schema: pa.Schema) -> pa.Table:
-    tables = []
-    for path in paths:
-        fs, inner = _filesystem(path)
-        tables.append(pq.read_table(io.BytesIO(fs.cat_file(inner)), columns=schema.names).cast(schema))
-    return pa.concat_tables(tables) if tables else schema.empty_table()
-
-
-def _differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        for name in sorted(there.keys() | here.keys()):
-            yield from _differences(there.get(name), here.get(name), f"{path}.{name}" if path else name)
-    elif there != here:
-        yield f"{path}: there {json.dumps(there)}, here {json.dumps(here)}"
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=1, sort_keys=True).encode()
-
-
-def digest(values: Iterable[str]) -> str:
-    """A short hash of texts, whatever their order."""
-    return hashlib.sha256("\n".join(sorted(values)).encode()).hexdigest()[:16]
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from JSON."""
+    return dict(json.loads(json.dumps(value)))

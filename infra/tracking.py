@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from infra.config import Recipe, Where
+from infra.objects import read_json, write_new
 from infra.progress import say
-from infra.storage import read_json, write_new
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

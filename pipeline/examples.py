@@ -4,35 +4,44 @@ Reads: `frames`, `targets`, the split of `videos`. Writes: `examples`; videos th
 Command: `video2lora examples`. Cost: about 1 ms per video.
 
 A video's place in the shuffled order is drawn beforehand from the ids alone (sorted, then permuted by the recipe's
-seed), so content and order are the same on any cluster and after any interruption. The texts are handed to every task as
-one table and looked up: they are about 1 % of the bytes, and a join would send the frames through a shuffle of its own.
-The one shuffle left is the sort by place.
+seed), so content and order are the same on any cluster and after any interruption. Each shard of frames is read by one task,
+which is handed the texts of its videos: a join would send the frames through a shuffle of its own. The one shuffle left is
+the sort by place.
+
+A video whose targets or split have changed is another version of its row: the old one leaves, by writing the shards that held
+it anew, so that training can read shards whole.
 """
 
 import sys
-from functools import partial
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.artifacts import EXAMPLES
+from infra.attempt import Attempt, reject
 from infra.config import Recipe, Where, load_recipe, load_where
+from infra.digests import short_hash
 from infra.errors import StageFailedError
 from infra.progress import counting, say
-from infra.stage import failing, summary
-from infra.storage import Table, reject
+from infra.sets import examples_made, examples_set, frames_set, made_targets
+from infra.stage import Order, failing, summary
+from infra.state import ROWS
+from infra.storage import Table, read_shard
 
 if TYPE_CHECKING:
-    import ray
     import ray.data
 
 STAGE = "examples"
+NO_TARGETS = "none"  # the version of a video that no target came for
+TARGET_COLUMNS = ["video_id", "prompt_id", "task", "prompt", "target"]
 FRAME_COLUMNS = ["video_id", "jpegs", "timestamps_s", "duration_s"]
 LOOKUP = pa.schema(
     [
         EXAMPLES.schema.field("video_id"),
+        EXAMPLES.schema.field("version"),
         ("place", pa.int64()),
         EXAMPLES.schema.field("split"),
         EXAMPLES.schema.field("targets"),
@@ -42,9 +51,8 @@ LOOKUP = pa.schema(
 
 def targets_by_video(targets: pa.Table) -> dict[str, list[dict[str, str]]]:
     """Each video's targets, sorted by prompt_id."""
-    order = [("video_id", "ascending"), ("prompt_id", "ascending"), ("teacher", "ascending")]
     found: dict[str, list[dict[str, str]]] = {}
-    for row in targets.sort_by(order).to_pylist():
+    for row in targets.sort_by([("video_id", "ascending"), ("prompt_id", "ascending")]).to_pylist():
         found.setdefault(row["video_id"], []).append({name: row[name] for name in ("task", "prompt", "target")})
     return found
 
@@ -55,7 +63,10 @@ def lookup_table(video_ids: list[str], targets: pa.Table, videos: pa.Table, *, s
     splits = dict(zip(videos["video_id"].to_pylist(), videos["split"].to_pylist(), strict=True))
     names = sorted(name for name in video_ids if name in found)
     shuffled = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
-    rows = [{"video_id": name, "place": i, "split": splits[name], "targets": found[name]} for i, name in enumerate(shuffled)]
+    rows = [
+        {"video_id": name, "version": short_hash([splits[name], found[name]]), "place": i, "split": splits[name], "targets": found[name]}
+        for i, name in enumerate(shuffled)
+    ]
     return pa.Table.from_pylist(rows, schema=LOOKUP)
 
 
@@ -63,37 +74,58 @@ def attach_targets(frames: pa.Table, lookup: pa.Table) -> pa.Table:
     """Frames of the videos in the lookup, with its columns beside them."""
     rows = pc.index_in(frames["video_id"].combine_chunks(), value_set=lookup["video_id"].combine_chunks())
     frames, added = frames.filter(rows.is_valid()), lookup.take(rows.drop_null())
-    for name in ("place", "split", "targets"):
+    for name in ("version", "place", "split", "targets"):
         frames = frames.append_column(name, added[name])
     return frames
 
 
-def build(ds: "ray.data.Dataset", lookup: "ray.ObjectRef") -> "ray.data.Dataset":
-    """Rows of `frames` -> rows of `examples`, and their `place`."""
-    # 1. frames -> examples, n to at most n. Tasks of a whole core (the default): they copy bytes and nothing else.
-    attach = partial(_attach, lookup=lookup)
-    ds = ds.map_batches(attach, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
+def lookup_by_shard(shards: Mapping[str, Sequence[str]], lookup: pa.Table) -> list[pa.Table]:
+    """For each shard of `frames`, its address and the rows of the lookup for its videos."""
+    places = {name: i for i, name in enumerate(lookup["video_id"].to_pylist())}
+    blocks = []
+    for address, video_ids in shards.items():
+        rows = lookup.take([places[name] for name in video_ids])
+        blocks.append(rows.append_column("address", pa.repeat(pa.scalar(address), len(rows))))
+    return blocks
+
+
+def build(ds: "ray.data.Dataset") -> "ray.data.Dataset":
+    """Blocks of `lookup_by_shard` -> rows of `examples`, and their `place`."""
+    # 1. shard -> its frames that have targets, with them, n to at most n. Tasks of a whole core (the default): they copy bytes.
+    ds = ds.map_batches(_read_and_attach, batch_size=None, batch_format="pyarrow")
     # 2. examples -> examples in their places, n to n. Ray's sort, which spills to disk where memory is short.
     return ds.sort("place")
 
 
+def asked(recipe: Recipe, where: Where) -> dict[str, Any]:
+    """What the stage is asked for. Raises BadInputError where an input is not complete."""
+    targets = made_targets(recipe, where.data)
+    tables = {"videos": Table(where.data, "videos"), "frames": frames_set(recipe, where.data), "targets": targets}
+    return {"inputs": {name: table.made_from() for name, table in tables.items()}}
+
+
+def order(recipe: Recipe, where: Where) -> Order:
+    """A row for each video that has frames: a version of it that no other split or targets have."""
+    return _ordered(recipe, where)[0]
+
+
 def run(recipe: Recipe, where: Where) -> str:
-    """Raises BadInputError, MadeFromOtherError, StorageError, RowsLostError, StageFailedError."""
-    frames, targets, examples = (Table(where.data, name) for name in ("frames", "targets", "examples"))
-    inputs = {"frames": frames.made_from(), "targets": targets.made_from()}
-    if not examples.begin({"stage": STAGE, **recipe.section("examples"), "inputs": inputs}):
+    """Raises BadInputError, StorageError, RowsLostError, StageFailedError, SupersededError."""
+    targets = made_targets(recipe, where.data)
+    examples = examples_set(recipe, targets)
+    if examples.finished(asked(recipe, where)):
         say(f"examples: {examples.folder} is complete, nothing to do")
         return summary(examples)
-    video_ids, done = frames.read(["video_id"])["video_id"].to_pylist(), examples.done_keys()
-    videos = Table(where.data, "videos").read(["video_id", "split"])
-    lookup = lookup_table(video_ids, targets.read(), videos, seed=recipe.examples.seed)
-    without = sorted(set(video_ids) - set(lookup["video_id"].to_pylist()) - done)
-    if without:
-        examples.commit([], [reject(STAGE, name, "no_targets", "the teacher wrote nothing for it") for name in without])
-    left = lookup.filter(pa.array([name not in done for name in lookup["video_id"].to_pylist()], pa.bool_()))
+    ordered, lookup, without = _ordered(recipe, where)
+    attempt = ordered.begin()
+    attempt.write([], [reject(STAGE, key, "no_targets", "the teacher wrote nothing for it") for key in without if key in attempt.left])
+    n_stale = attempt.drop(set(attempt.state.live()["key"].to_pylist()) - set(ordered.wanted))  # training reads whole shards
+    if n_stale:
+        say(f"examples: {n_stale} files held examples of other targets or videos, and were written anew without them")
+    left = lookup.filter(pc.is_in(EXAMPLES.keys_of(lookup), value_set=pa.array(sorted(attempt.left), pa.string())))
     if len(left):
-        _write(frames, left, examples, where=where, rows_per_shard=recipe.examples.rows_per_shard)
-    examples.complete(n_in=len(video_ids))
+        _write(frames_set(recipe, where.data), left, attempt, where=where, rows_per_shard=recipe.examples.rows_per_shard)
+    attempt.complete()
     return summary(examples)
 
 
@@ -101,27 +133,40 @@ def main() -> None:
     print(run(load_recipe(sys.argv[1]), load_where()))
 
 
-def _write(frames: Table, lookup: pa.Table, examples: Table, *, where: Where, rows_per_shard: int) -> None:
-    """Shards are committed in order, so what a killed run left undone begins at a shard's edge."""
+def _ordered(recipe: Recipe, where: Where) -> tuple[Order, pa.Table, list[str]]:
+    """The order, what is added to each video's frames, and the keys of videos that have frames and no targets."""
+    targets = made_targets(recipe, where.data)
+    videos = Table(where.data, "videos").read(["video_id", "split"])
+    frames = frames_set(recipe, where.data).keys()  # from the log: reading the column would be reading every picture
+    video_ids = frames.filter(pc.is_in(frames, value_set=videos["video_id"])).to_pylist()  # some may be of videos that have left
+    lookup = lookup_table(video_ids, targets.read(TARGET_COLUMNS), videos, seed=recipe.examples.seed)
+    without = [f"{name}/{NO_TARGETS}" for name in sorted(set(video_ids) - set(lookup["video_id"].to_pylist()))]
+    examples = examples_set(recipe, targets)
+    wanted = sorted([*EXAMPLES.keys_of(lookup).to_pylist(), *without])
+    return Order(examples, asked(recipe, where), wanted, examples_made(recipe, targets)), lookup, without
+
+
+def _write(frames: Table, lookup: pa.Table, attempt: Attempt, *, where: Where, rows_per_shard: int) -> None:
+    """Shards of the same videos in the same order, whatever was committed before them."""
     import ray.data  # here, so that a run with nothing to do starts in a second
 
     from infra.cluster import cluster
+    from infra.flow import arriving
 
     with cluster(where), failing(STAGE), counting(STAGE, "videos", len(lookup)) as counter:
         if ray.cluster_resources().get("CPU", 0.0) < 1:
             raise StageFailedError("examples: the Ray cluster has less than 1 CPU")
-        ds = build(ray.data.read_parquet(frames.shards()).select_columns(FRAME_COLUMNS), ray.put(lookup))
-        for batch in ds.iter_batches(batch_size=rows_per_shard, batch_format="pyarrow"):
-            shard = cast(pa.Table, batch)
-            rows = shard.select(EXAMPLES.schema.names).to_pylist()
-            examples.commit(rows, [], place=shard["place"][0].as_py() // rows_per_shard)
-            counter.advance(len(rows))
+        shards = frames.shards_of(lookup["video_id"].to_pylist())
+        ds = build(ray.data.from_blocks(lookup_by_shard(shards, lookup)))
+        writer = attempt.writer()
+        for batch in arriving(ds, batch_size=rows_per_shard, stall_s=where.stall_s):
+            rows = batch.select(EXAMPLES.schema.names).cast(EXAMPLES.schema)
+            counter.advance(attempt.commit([writer.write_file(rows, ROWS, place=batch["place"][0].as_py() // rows_per_shard)]))
 
 
-def _attach(frames: pa.Table, *, lookup: "ray.ObjectRef") -> pa.Table:
-    import ray
-
-    return attach_targets(frames, ray.get(lookup))
+def _read_and_attach(lookup: pa.Table) -> pa.Table:
+    (address,) = set(lookup["address"].to_pylist())
+    return attach_targets(read_shard(address, FRAME_COLUMNS), lookup.combine_chunks())
 
 
 if __name__ == "__main__":

@@ -3,33 +3,42 @@
 Reads: `videos`, and the files it names (local or s3://). Writes: `frames`, and what cannot be decoded to rejects.
 Command: `video2lora frames`. Cost: 10 to 50 ms of a core for a short small clip, 0.1 to 1 s for a minute of 1080p.
 
-Only addresses travel through Ray; a clip's bytes are read where they are decoded, and only its small frames leave. One
-step does it all (fetch, decode, encode), so nothing waits in memory between steps and no second actor pool can starve
-the first.
+Only addresses travel through Ray: a clip's bytes are read where they are decoded, and its frames go to storage from there. One
+step does it all (fetch, decode, filter, encode, write), so nothing waits in memory between steps and no second actor pool can
+starve the first. Filters (recipe: frames.filters) are off unless set; what they refuse costs its decode and no teacher.
 """
 
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
-from infra.artifacts import FRAMES
+from infra.artifacts import SPLITS
+from infra.attempt import Attempt, ShardWriter, reject
 from infra.config import FramesSettings, Recipe, Where, load_recipe, load_where
 from infra.errors import StageFailedError
 from infra.progress import counting, say
-from infra.stage import failing, summary
-from infra.storage import Table, reject
+from infra.sets import frames_made, frames_set
+from infra.stage import Order, failing, summary
+from infra.state import among
+from infra.storage import Table
+from pipeline.filters import refused
+from pipeline.near_duplicates import near_duplicate_rows, signature
 from pipeline.sources import local_copy
 from video2lora.decode_process import DeadlineDecoder
 from video2lora.jpeg import to_jpeg
-from video2lora.video import Frames, VideoDecodeError
+from video2lora.video import Frames, RejectReason, VideoDecodeError
 
 if TYPE_CHECKING:
     import ray.data
 
 STAGE = "frames"
-VIDEOS_PER_BLOCK = 16  # also what a killed run decodes again at most, per decoder
+VIDEOS_PER_BLOCK = 64  # at most; also what a killed run decodes again at most, per decoder
+NOT_OF_THE_VIDEO = (RejectReason.MISSING, RejectReason.UNREADABLE)  # but of its address: it may have moved
+BLOCKS_PER_DECODER = 8  # at least, so that the last decoder is not long alone
 CPUS_PER_DECODER = 0.9  # of a core each; a rest stays free for Ray Data's own tasks, which actors would otherwise lock out
 
 
@@ -44,33 +53,33 @@ def frames_row(video_id: str, frames: Frames, settings: FramesSettings) -> dict[
         "duration_s": frames.duration_s,
         "height_px": height_px,
         "width_px": width_px,
+        "hashes": None if settings.filters.near_duplicate_bits is None else signature(frames.images),
     }
-
-
-def row_key(video_id: str, settings: FramesSettings) -> str:
-    """The key of a row or reject, as `Table.done_keys` has it."""
-    return f"{video_id}/{settings.sampling.name}"
 
 
 class DecodeVideos:
     """Holds the decoder's child process, which a hanging file costs and nothing else."""
 
-    def __init__(self, settings: FramesSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: FramesSettings, writer: ShardWriter) -> None:
+        self.settings, self.writer = settings, writer
         self.decoder = DeadlineDecoder(deadline_s=settings.deadline_s)
 
     def __call__(self, videos: pa.Table) -> pa.Table:
-        """Rows of `videos` -> outcomes."""
-        from infra.flow import outcomes  # brings Ray
+        """Rows of `videos` -> what describes the files they came to."""
+        from infra.flow import told  # brings Ray
 
         rows, rejects = [], []
         for video in videos.to_pylist():
             try:
-                rows.append(frames_row(video["video_id"], self.decode(video), self.settings))
+                frames = self.decode(video)
+                refused_for = refused(frames, self.settings.filters)
+                if refused_for is None:
+                    rows.append(frames_row(video["video_id"], frames, self.settings))
+                else:
+                    rejects.append(reject(STAGE, video["video_id"], *refused_for))
             except VideoDecodeError as error:
-                key = row_key(video["video_id"], self.settings)
-                rejects.append(reject(STAGE, key, error.reason, f"{video['uri']}: {error.detail}"))
-        return outcomes(FRAMES, rows, rejects)
+                rejects.append(reject(STAGE, video["video_id"], error.reason, f"{video['uri']}: {error.detail}"))
+        return told(self.writer.write(rows, rejects))
 
     def decode(self, video: dict[str, Any]) -> Frames:
         """Raises VideoDecodeError; StorageError where a bucket is out of reach."""
@@ -84,16 +93,16 @@ class DecodeVideos:
             )
 
 
-def build(ds: "ray.data.Dataset", settings: FramesSettings, *, n_decoders: int) -> "ray.data.Dataset":
-    """Blocks of `videos` -> blocks of outcomes."""
+def build(ds: "ray.data.Dataset", settings: FramesSettings, writer: ShardWriter, *, n_decoders: int) -> "ray.data.Dataset":
+    """Blocks of `videos` -> what describes the files they came to."""
     import ray.data
 
-    # 1. videos -> outcomes, n to n. An actor per core: libav runs on one thread, the actor sleeps while its child decodes.
-    #    One block at a time each: by default the first actor to start takes several, and the others have nothing to do.
+    # 1. videos -> files, a block to one of each kind. An actor per core: libav runs on one thread, the actor sleeps while its child
+    #    decodes. One block at a time each: by default the first actor to start takes several, and the others have nothing to do.
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=n_decoders, initial_size=n_decoders, max_tasks_in_flight_per_actor=1)
     return ds.map_batches(
         DecodeVideos,
-        fn_constructor_args=(settings,),
+        fn_constructor_args=(settings, writer),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=CPUS_PER_DECODER,
@@ -101,18 +110,32 @@ def build(ds: "ray.data.Dataset", settings: FramesSettings, *, n_decoders: int) 
     )
 
 
+def asked(where: Where) -> dict[str, Any]:
+    """What the stage is asked for. Raises BadInputError where `videos` is not complete."""
+    return {"inputs": {"videos": Table(where.data, "videos").made_from()}}
+
+
+def order(recipe: Recipe, where: Where) -> Order:
+    """A row for each video of the manifest."""
+    video_ids = sorted(Table(where.data, "videos").read(["video_id"])["video_id"].to_pylist())
+    return Order(frames_set(recipe, where.data), asked(where), video_ids, frames_made(recipe))
+
+
 def run(recipe: Recipe, where: Where) -> str:
-    """Raises BadInputError, MadeFromOtherError, StorageError, RowsLostError, StageFailedError."""
-    videos, frames = Table(where.data, "videos"), Table(where.data, "frames")
-    made_from = {"stage": STAGE, **recipe.section("frames"), "inputs": {"videos": videos.made_from()}}
-    if not frames.begin(made_from):
+    """Raises BadInputError, StorageError, RowsLostError, StageFailedError, SupersededError."""
+    frames = frames_set(recipe, where.data)
+    if frames.finished(asked(where)):
         say(f"frames: {frames.folder} is complete, nothing to do")
         return summary(frames)
-    found, done = videos.read().sort_by("video_id"), frames.done_keys()
-    left = found.filter(pa.array([row_key(name, recipe.frames) not in done for name in found["video_id"].to_pylist()], pa.bool_()))
-    if len(left):
-        _decode(left, frames, recipe.frames, where)
-    frames.complete(n_in=len(found))
+    attempt = order(recipe, where).begin()
+    videos = Table(where.data, "videos").read()
+    attempt.reopen(row["key"] for row in frames.read_rejects().to_pylist() if row["reason"] in NOT_OF_THE_VIDEO)
+    if attempt.left:
+        left = videos.filter(pc.is_in(videos["video_id"], value_set=pa.array(sorted(attempt.left)))).sort_by("video_id")
+        _decode(left, attempt, recipe.frames, where)
+    if recipe.frames.filters.near_duplicate_bits is not None:
+        _reject_near_duplicates(attempt, videos, max_distance_bits=recipe.frames.filters.near_duplicate_bits)
+    attempt.complete()
     return summary(frames)
 
 
@@ -120,16 +143,36 @@ def main() -> None:
     print(run(load_recipe(sys.argv[1]), load_where()))
 
 
-def _decode(videos: pa.Table, frames: Table, settings: FramesSettings, where: Where) -> None:
+def _decode(videos: pa.Table, attempt: Attempt, settings: FramesSettings, where: Where) -> None:
     import ray.data  # here, so that a run with nothing to do starts in a second
 
     from infra.cluster import cluster
-    from infra.flow import write_outcomes
+    from infra.flow import commit_as_it_comes
 
-    blocks = [videos.slice(start, VIDEOS_PER_BLOCK) for start in range(0, len(videos), VIDEOS_PER_BLOCK)]
     with cluster(where), failing(STAGE), counting(STAGE, "clips", len(videos)) as counter:
-        n_decoders = min(len(blocks), decoders_that_fit(ray.cluster_resources().get("CPU", 0.0)))
-        write_outcomes(build(ray.data.from_arrow(blocks), settings, n_decoders=n_decoders), frames, counter)
+        n_decoders = decoders_that_fit(ray.cluster_resources().get("CPU", 0.0))
+        n_rows = min(VIDEOS_PER_BLOCK, math.ceil(len(videos) / (n_decoders * BLOCKS_PER_DECODER)))
+        blocks = [videos.slice(start, n_rows) for start in range(0, len(videos), n_rows)]
+        ds = build(ray.data.from_blocks(blocks), settings, attempt.writer(), n_decoders=min(n_decoders, len(blocks)))
+        commit_as_it_comes(ds, attempt, counter, stall_s=where.stall_s + n_rows * settings.deadline_s)
+
+
+def _reject_near_duplicates(attempt: Attempt, videos: pa.Table, *, max_distance_bits: int) -> None:
+    """Of all rows of the set. What was there when its books were closed stays: it may have targets; then what is tested on, then by id.
+
+    What a killed run left has no such right: the rows that stay are those of a run that was not disturbed.
+    """
+    closed = (attempt.state.completed or {"attempt": 0})["attempt"]
+    closed_files = [path for path in attempt.state.files if int(path.split("/")[-1].split("-")[0]) <= closed]
+    old = set(among(attempt.state.live(), pa.array(closed_files, pa.string()), column="path")["key"].to_pylist())
+    splits = dict(zip(videos["video_id"].to_pylist(), videos["split"].to_pylist(), strict=True))
+    rows = attempt.table.read(["video_id", "hashes"])
+    rank = [(one not in old, -SPLITS.index(splits[one]), one) for one in rows["video_id"].to_pylist()]
+    rows = rows.take(sorted(range(len(rank)), key=rank.__getitem__))
+    copies = near_duplicate_rows(rows, max_distance_bits)
+    attempt.reopen(copies)
+    why = f"each frame within {max_distance_bits} bits of one of"
+    attempt.write([], [reject(STAGE, copy, "near_duplicate", f"{why} {video_id}") for copy, video_id in copies.items()])
 
 
 def decoders_that_fit(n_cpus: float) -> int:

@@ -3,69 +3,41 @@
 Reads: SOURCE, a folder of video files, or JSONL or Parquet with a column uri (or path, video) and, where wanted, split,
 start_s, end_s; paths are local or s3://, relative ones count from SOURCE's folder. Questions: JSONL with uri, question,
 references and, where wanted, style, benchmark and the span; if not named, `questions.jsonl` beside a SOURCE that is a file.
-Writes: `videos`, `questions`, and what is missing, empty, unreadable, twice there or ill-formed to rejects.
-Command: `video2lora manifest SOURCE`. Cost: every byte of SOURCE is read on every run, since a video is known by its
-content (a changed clip is noticed, a copy is found); then about 40 ms of a core per new local clip for its duration.
+Writes: `files` (what content an address has), `videos`, `questions`, and what is missing, empty, unreadable, twice there or ill-formed
+to rejects. Command: `video2lora manifest SOURCE`. Cost: every byte of a file that was never read or has changed, about 40 ms of a core
+per new local clip for its duration, and for all others one `stat`.
 
-A clip that cannot be probed stays, without a duration: whether it can be decoded is for `frames` to find out. Clips in a
-bucket are not probed, which would fetch each one twice. No Ray: hashing waits for the disk and probing for a child
-process, so threads do.
+Each run adds to what is there. A video is its content and span: moved, it is the same one under another address. A file with another
+content is another video, and the one it held before leaves the flow as `superseded`, unless it is found elsewhere. What is no longer
+in a SOURCE stays (`video2lora forget` removes). No Ray: hashing waits for the disk and probing for a child process, so threads do.
 """
 
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from infra.config import Recipe, Where, load_recipe, load_where
+from infra.artifacts import VIDEOS
+from infra.attempt import Attempt, Row, reject
+from infra.config import Recipe, SceneSettings, Where, load_recipe, load_where
+from infra.digests import digest, short_hash
+from infra.of_video import FORGOTTEN
 from infra.progress import counting, say
-from infra.stage import summary
-from infra.storage import Table, digest, reject
-from pipeline.sources import S3, Source, SourceRow, beside, content_hash, read_jsonl, read_source, resolve
+from infra.stage import Order, summary
+from infra.storage import Table
+from pipeline.known_files import Version, contents, known_contents, versions
+from pipeline.questions import write_questions
+from pipeline.scenes import SourceVideo, spans_of
+from pipeline.source_rows import STAGE, Span, VideoRow, parse_video
+from pipeline.sources import S3, VIDEO_SUFFIXES, Source, SourceRow, beside, read_jsonl, read_source
 from video2lora.video import VideoDecodeError, probe, short_id
 
-STAGE = "manifest"
-N_HASHING = 8  # threads; Python's lock is free while they read and hash
-VIDEOS_PER_COMMIT = 256
-
-Span = tuple[float | None, float | None]
-
-
-class _Row(BaseModel):
-    """Strict: a number in quotes is no number. Columns beside these are not looked at."""
-
-    model_config = ConfigDict(strict=True, frozen=True)
-
-    start_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    end_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    uri: str
-
-    @model_validator(mode="after")
-    def _lasts(self) -> "_Row":
-        if self.end_s is not None and self.end_s <= (self.start_s or 0.0):
-            raise ValueError(f"end_s: got {self.end_s}, expected more than start_s = {self.start_s or 0.0}")
-        return self
-
-    @property
-    def span(self) -> Span:
-        return self.start_s, self.end_s
-
-
-class VideoRow(_Row):
-    split: Literal["train", "validation", "test"] = "train"
-
-
-class QuestionRow(_Row):
-    question: str = Field(min_length=1)
-    references: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
-    style: str = ""
-    benchmark: str = ""
+VIDEOS_PER_COMMIT = 4096
 
 
 @dataclass(frozen=True)
@@ -75,46 +47,52 @@ class Named:
     key: str
     video_id: str
     row: VideoRow
+    span_kind: str | None = None
+
+    @property
+    def version(self) -> str:
+        return short_hash([self.row.uri, self.row.split, self.span_kind])
+
+    @property
+    def row_key(self) -> str:
+        return f"{self.video_id}/{self.version}"
 
 
 @dataclass(frozen=True)
 class Examined:
-    """All rows of a SOURCE: the videos, the rejects, and which video each address and span is."""
+    """All rows of a SOURCE: the videos, the rejects, each file's content, and which video each address and span is."""
 
+    address: str
     videos: list[Named]
-    rejects: list[dict[str, Any]]
+    rejects: list[Row]
+    contents: dict[str, str]
     ids: dict[tuple[str, Span], str]
 
-    def made_from(self) -> dict[str, Any]:
-        texts = [f"{one.video_id} {one.row.uri} {one.row.split}" for one in self.videos]
-        texts += [f"{one['key']} {one['reason']}" for one in self.rejects]
-        return {"stage": STAGE, "source": digest(texts), "n_rows": len(texts)}
+    def asked(self) -> dict[str, Any]:
+        texts = [one.row_key for one in self.videos] + [f"{one['key']} {one['reason']}" for one in self.rejects]
+        return {"stage": STAGE, "source": self.address, "content": digest(texts), "n_rows": len(texts)}
 
 
-def parse_video(row: SourceRow, folder: str) -> VideoRow | dict[str, Any]:
-    """The row with its address in full, or its reject."""
-    if not row.problem and row.path in (None, ""):
-        return reject(STAGE, row.key, "no_path", "no uri in it")
-    fields = _fields(row)
-    try:
-        if row.problem:
-            raise ValueError(row.problem)
-        parsed = VideoRow.model_validate(fields)
-        return parsed.model_copy(update={"uri": resolve(parsed.uri, folder)})
-    except ValueError as error:
-        return reject(STAGE, row.key, "bad_row", _why(error))
+@dataclass(frozen=True)
+class Survey:
+    """What a SOURCE holds, as far as can be told without reading a file."""
+
+    known: int  # read before, and not changed since
+    changed: int  # read before, and another version now
+    new: int  # never read: a file that moved is told from a new one only by reading it
+    missing: int  # not there, or not to be read
+    bad: int  # rows that are none
+    n_bytes_to_read: int
 
 
-def parse_question(row: SourceRow, folder: str, *, benchmark: str) -> QuestionRow | dict[str, Any]:
-    """The row with its video's address in full, or its reject. `benchmark` is the name for rows that have none."""
-    fields = {"benchmark": benchmark} | _fields(row)
-    try:
-        if row.problem:
-            raise ValueError(row.problem)
-        parsed = QuestionRow.model_validate(fields)
-        return parsed.model_copy(update={"uri": resolve(parsed.uri, folder)})
-    except ValueError as error:
-        return reject(STAGE, row.key, "bad_row", _why(error))
+@dataclass(frozen=True)
+class Change:
+    """What has to be done to `videos` for a SOURCE: the keys wanted from now on, and of those the rows and rejects to write."""
+
+    wanted: list[str]
+    rows: list[Named]
+    rejects: list[Row]
+    durations_s: Mapping[str, float | None]  # of videos that were probed before
 
 
 def video_id(content: str, span: Span) -> str:
@@ -123,35 +101,24 @@ def video_id(content: str, span: Span) -> str:
     return short_id(text)
 
 
-def video_row(one: Named) -> dict[str, Any]:
-    """The row of `videos`, with the whole clip's duration where it is local and ffmpeg can read it."""
-    duration_s = None
-    if not one.row.uri.startswith(S3):
-        with suppress(VideoDecodeError):  # `frames` decides
-            duration_s = probe(one.row.uri).duration_s
-    return {"video_id": one.video_id, "duration_s": duration_s} | one.row.model_dump()
+def examine(source: Source, root: str, scenes: SceneSettings | None = None) -> Examined:
+    """Parse, hash and tell apart all rows, in order. The first of several with the same content and span stays.
 
-
-def examine(source: Source) -> Examined:
-    """Parse, hash and tell apart all rows, in order. The first of several with the same content and span stays."""
+    Where scenes are asked for, spans stand in place of the videos whose row names none.
+    """
     parsed = [(row, parse_video(row, source.folder)) for row in source.rows]
-    addresses = sorted({one.uri for _, one in parsed if isinstance(one, VideoRow)})
-    with ThreadPoolExecutor(N_HASHING) as pool, counting(STAGE, "files read", len(addresses)) as counter:
-        hashes: dict[str, str | VideoDecodeError] = {}
-        for address, content in zip(addresses, pool.map(_hash_or_error, addresses), strict=True):
-            hashes[address] = content
-            counter.advance()
-    examined = Examined([], [], {})
+    found = contents(root, versions(_addresses(parsed)))
+    examined = Examined(source.address, [], [], {}, {})
     first: dict[str, Named] = {}
     for row, one in parsed:
-        content = hashes[one.uri] if isinstance(one, VideoRow) else ""
+        content = found[one.uri] if isinstance(one, VideoRow) else ""
         if isinstance(one, dict):
             examined.rejects.append(one)
         elif isinstance(content, VideoDecodeError):
             examined.rejects.append(reject(STAGE, row.key, content.reason, f"{one.uri}: {content.detail}"))
         else:
             name = video_id(content, one.span)
-            examined.ids[one.uri, one.span] = name
+            examined.contents[one.uri], examined.ids[one.uri, one.span] = content, name
             earlier = first.setdefault(name, Named(row.key, name, one))
             if earlier.key == row.key:
                 examined.videos.append(earlier)
@@ -159,116 +126,137 @@ def examine(source: Source) -> Examined:
                 examined.rejects.append(
                     reject(STAGE, row.key, "duplicate", f"{one.uri} ({one.split}) is {earlier.key} ({earlier.row.split})")
                 )
-    return examined
+    return examined if scenes is None else _cut(examined, scenes, root)
 
 
-def match_questions(source: Source, examined: Examined, *, benchmark: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of `questions`, and rejects."""
-    rows: dict[str, dict[str, Any]] = {}
-    rejects = []
-    for row in source.rows:
-        one = parse_question(row, source.folder, benchmark=benchmark)
-        if isinstance(one, dict):
-            rejects.append(one)
-            continue
-        video = examined.ids.get((one.uri, one.span))
-        if video is None:
-            rejects.append(reject(STAGE, row.key, "question_without_video", f"{one.uri} is not in the manifest, or was rejected"))
-            continue
-        text = "\n".join((video, one.question, one.style))
-        question_id = short_id(hashlib.sha256(text.encode()).hexdigest())
-        if question_id in rows:
-            rejects.append(reject(STAGE, row.key, "duplicate", f"asked of {one.uri} before: {one.question}"))
-            continue
-        rows[question_id] = {
-            "question_id": question_id,
-            "video_id": video,
-            **one.model_dump(exclude={"uri", "start_s", "end_s"}),
-        }
-    return list(rows.values()), rejects
+def _cut(examined: Examined, settings: SceneSettings, root: str) -> Examined:
+    """Spans in place of whole videos: of each span the row of its video."""
+    whole = {one.key: one for one in examined.videos if one.row.span == (None, None)}
+    of_source = [SourceVideo(one.key, one.row.uri, examined.contents[one.row.uri], one.row.split, one.row.scenes) for one in whole.values()]
+    spans, rejects = spans_of(of_source, settings, root)
+    videos = [one for one in examined.videos if one.key not in whole]
+    ids = {(uri, span): name for (uri, span), name in examined.ids.items() if span != (None, None)}
+    for span in spans:
+        times = span["start_s"], span["end_s"]
+        row = whole[span["key"]].row.model_copy(update={"start_s": times[0], "end_s": times[1]})
+        name = ids[row.uri, times] = video_id(span["content"], times)
+        videos.append(Named(span["key"], name, row, span["span_kind"]))
+    return replace(examined, videos=list({one.video_id: one for one in videos}.values()), rejects=[*examined.rejects, *rejects], ids=ids)
+
+
+def survey(source: str, recipe: Recipe, where: Where) -> Survey:
+    """What a run would find, without reading a file. The recipe has no say. Raises BadInputError, StorageError."""
+    read = read_source(source)
+    parsed = [(row, parse_video(row, read.folder)) for row in read.rows]
+    known = known_contents(Table(where.data, "files"))
+    addresses = {key.rsplit("/", 1)[0] for key in known}
+    counts: Counter[str] = Counter(bad=sum(isinstance(one, dict) for _, one in parsed))
+    n_bytes = 0
+    for one in versions(_addresses(parsed)).values():
+        kind = "missing"
+        if isinstance(one, Version):
+            kind = "known" if one.key in known else "changed" if one.uri in addresses else "new"
+            n_bytes += 0 if kind == "known" else one.n_bytes
+        counts[kind] += 1
+    return Survey(**{name: counts[name] for name in ("known", "changed", "new", "missing", "bad")}, n_bytes_to_read=n_bytes)
+
+
+def changes(examined: Examined, videos: Table) -> Change:
+    """What the SOURCE changes in the table, which holds what all sources before had."""
+    there = videos.read(["video_id", "version", "uri", "start_s", "end_s", "duration_s"])
+    old = dict(zip(VIDEOS.keys_of(there).to_pylist(), there.to_pylist(), strict=True))
+    said = {row["key"]: row for row in videos.read_rejects().to_pylist()}
+    forgotten = {key.removeprefix(FORGOTTEN) for key in said if key.startswith(FORGOTTEN)}
+    rejects = {one["key"]: one for one in examined.rejects}
+    now: dict[str, Named] = {}
+    for one in examined.videos:
+        if one.video_id in forgotten:
+            rejects[one.key] = reject(STAGE, one.key, "forgotten", f"{one.row.uri} is {one.video_id}, which `video2lora forget` removed")
+        else:
+            now[one.row_key] = one
+    ids = {one.video_id for one in now.values()}
+    kept = {key: row for key, row in old.items() if key in now or row["video_id"] not in ids}
+    for key, row in kept.items():
+        content = examined.contents.get(row["uri"])
+        if content is not None and video_id(content, (row["start_s"], row["end_s"])) != row["video_id"]:
+            rejects[key] = reject(STAGE, key, "superseded", f"{row['uri']} holds {video_id(content, (None, None))} now")
+    # What was said of other sources' rows, and of videos that were superseded and are not found elsewhere now.
+    old_rejects = [key for key in said if not _is_of(key, examined.address) and key.split("/")[0] not in ids]
+    return Change(
+        wanted=list(dict.fromkeys([*kept, *now, *rejects, *old_rejects])),
+        rows=[one for key, one in now.items() if key not in old],
+        rejects=[row for key, row in rejects.items() if said.get(key) != row],
+        durations_s={row["video_id"]: row["duration_s"] for row in old.values()},
+    )
 
 
 def run(source: str, recipe: Recipe, where: Where, *, questions: str | None = None) -> str:
-    """`questions` is a JSONL file. The recipe has no say here. Raises BadInputError, MadeFromOtherError, StorageError."""
+    """`questions` is a JSONL file. Raises BadInputError, StorageError, SupersededError."""
     address = questions or beside(source, "questions.jsonl")
     asked = read_jsonl(address) if address else None
-    examined = examine(read_source(source))
+    examined = examine(read_source(source), where.data, recipe.scenes)
     videos = Table(where.data, "videos")
-    if videos.begin(examined.made_from()):
-        _write_videos(videos, examined)
+    if videos.finished(examined.asked()):
+        say(f"manifest: {videos.folder} has all of {examined.address}, nothing to do")
     else:
-        say(f"manifest: {videos.folder} is complete, nothing to do")
+        write_videos(videos, examined)
     if asked is None:
         return summary(videos)
     benchmark = os.path.basename(str(address)).split(".")[0]
-    return f"{summary(videos)}; {_write_questions(where, *match_questions(asked, examined, benchmark=benchmark))}"
+    there = set(videos.read(["video_id"])["video_id"].to_pylist())  # of those examined, all but the forgotten
+    ids = {named: one for named, one in examined.ids.items() if one in there}
+    return f"{summary(videos)}; {write_questions(where.data, asked, ids, benchmark=benchmark)}"
 
 
 def main() -> None:
     print(run(sys.argv[1], load_recipe(sys.argv[2]), load_where()))
 
 
-def _write_videos(videos: Table, examined: Examined) -> None:
-    done = videos.done_keys()
-    _commit(videos, [], [one for one in examined.rejects if one["key"] not in done])
-    left = [one for one in examined.videos if one.video_id not in done]
-    with (
-        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
-        counting(STAGE, "clips probed", len(left)) as counter,
-    ):
-        for block in _blocks(left, VIDEOS_PER_COMMIT):
-            rows = []
-            for row in pool.map(video_row, block):
-                rows.append(row)
-                counter.advance()
-            _commit(videos, rows, [])
-    videos.complete(n_in=len(examined.videos) + len(examined.rejects))
+def write_videos(videos: Table, examined: Examined) -> None:
+    """Make the table hold what the SOURCE says. Raises StorageError, SupersededError."""
+    change = changes(examined, videos)
+    attempt = Order(videos, examined.asked(), change.wanted).begin()
+    attempt.reopen([one.row_key for one in change.rows] + [one["key"] for one in change.rejects])
+    attempt.write([], change.rejects)
+    with counting(STAGE, "clips probed", len(change.rows)) as counter, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for start in range(0, len(change.rows), VIDEOS_PER_COMMIT):
+            block = change.rows[start : start + VIDEOS_PER_COMMIT]
+            _write_block(attempt, block, change.durations_s, pool)
+            counter.advance(len(block))
+    attempt.complete()
 
 
-def _write_questions(where: Where, rows: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> str:
-    table = Table(where.data, "questions")
-    texts = [f"{row['question_id']} {row['benchmark']} {row['references']}" for row in rows]
-    texts += [f"{one['key']} {one['reason']}" for one in rejects]
-    inputs = {"videos": Table(where.data, "videos").made_from()}
-    if table.begin({"stage": STAGE, "questions": digest(texts), "n_rows": len(texts), "inputs": inputs}):
-        done = table.done_keys()
-        left = (
-            [row for row in rows if row["question_id"] not in done],
-            [one for one in rejects if one["key"] not in done],
-        )
-        _commit(table, *left)
-        table.complete(n_in=len(texts))
-    return summary(table)
+def _write_block(attempt: Attempt, block: Sequence[Named], durations_s: Mapping[str, float | None], pool: ThreadPoolExecutor) -> None:
+    unknown = [one for one in block if one.video_id not in durations_s]
+    probed = dict(zip([one.video_id for one in unknown], pool.map(_duration_s, unknown), strict=True))
+    rows = [
+        {
+            "video_id": one.video_id,
+            "version": one.version,
+            "duration_s": probed.get(one.video_id, durations_s.get(one.video_id)),
+            "span_kind": one.span_kind,
+            **one.row.model_dump(exclude={"scenes"}),
+        }
+        for one in block
+    ]
+    attempt.write(rows, [])
 
 
-def _commit(table: Table, rows: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> None:
-    if rows or rejects:
-        table.commit(rows, rejects)
+def _duration_s(one: Named) -> float | None:
+    """The whole clip's, where it is local and ffmpeg can read it: whether it can be decoded is for `frames` to find out."""
+    if not one.row.uri.startswith(S3):  # which would fetch each clip twice
+        with suppress(VideoDecodeError):
+            return probe(one.row.uri).duration_s
+    return None
 
 
-def _hash_or_error(uri: str) -> str | VideoDecodeError:
-    try:
-        return content_hash(uri)
-    except VideoDecodeError as error:
-        return error
+def _addresses(parsed: Iterable[tuple[SourceRow, VideoRow | Row]]) -> list[str]:
+    return sorted({one.uri for _, one in parsed if isinstance(one, VideoRow)})
 
 
-def _fields(row: SourceRow) -> dict[str, Any]:
-    """Without nulls, which mean "not said", and with the path under one name."""
-    return {name: value for name, value in row.fields.items() if value is not None} | {"uri": row.path}
-
-
-def _why(error: ValueError) -> str:
-    """What is wrong with a row, on one line."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    wrong = error.errors(include_url=False)
-    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'row'}: {one['msg']} (got {one['input']!r})" for one in wrong)
-
-
-def _blocks(items: Sequence[Named], n: int) -> Iterator[Iterable[Named]]:
-    for start in range(0, len(items), n):
-        yield items[start : start + n]
+def _is_of(key: str, address: str) -> bool:
+    """Whether a reject's key names a row of this SOURCE: a line of the file, or a video in the folder, where there may be lists too."""
+    return key.startswith(f"{address}:") or (key.startswith(f"{address}/") and key.lower().endswith(VIDEO_SUFFIXES))
 
 
 if __name__ == "__main__":

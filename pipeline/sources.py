@@ -6,8 +6,6 @@ it. Reading a SOURCE fails as a whole (BadInputError) only where there is nothin
 be read becomes a row with a problem, which its stage rejects.
 """
 
-import hashlib
-import io
 import json
 import os
 import posixpath
@@ -15,28 +13,27 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
-from botocore.exceptions import BotoCoreError  # s3fs lets these through: no credentials, no such host
 
-from infra.errors import BadInputError, StorageError
+from infra import s3
+from infra.errors import BadInputError
+from infra.parquet import from_parquet
+from infra.s3 import S3
 from video2lora.video import RejectReason, VideoDecodeError, content_id
 
-S3 = "s3://"
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".3gp",
     ".ogv", ".gif",
 )  # fmt: skip
 PATH_COLUMNS = ("uri", "path", "video")
-CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row of a SOURCE. `key` names it in `rejects`; `problem` says why it has no fields."""
+    """A row of a SOURCE. `key` names it in `rejects`: ADDRESS:LINE, or a file's address; `problem` says why it has no fields."""
 
     key: str
     fields: dict[str, Any]
@@ -50,8 +47,9 @@ class SourceRow:
 
 @dataclass(frozen=True)
 class Source:
-    """What a SOURCE holds: its rows, and the folder that their relative paths count from."""
+    """What a SOURCE holds: its rows, and the folder that their relative paths count from. All keys begin with the address."""
 
+    address: str
     folder: str
     rows: list[SourceRow]
 
@@ -59,24 +57,22 @@ class Source:
 def read_source(source: str) -> Source:
     """Raises BadInputError for a SOURCE that is missing, unreadable, empty, of another kind; StorageError if out of reach."""
     address = _absolute(source)
-    with _reading(source):
-        fs = _filesystem(address)
-        if fs.isdir(address):
-            return Source(address, _rows_of_folder(address))
-        data = fs.cat_file(address)
-    rows = _rows_of_parquet(source, data) if data[:4] == b"PAR1" else _rows_of_jsonl(source, data)
+    data = _content(source, address)
+    if data is None:
+        with _reading(source):
+            return Source(address, address, _rows_of_folder(address))
+    rows = _rows_of_parquet(address, data) if data[:4] == b"PAR1" else _rows_of_jsonl(address, data)
     if not any(name in row.fields for row in rows for name in PATH_COLUMNS):
         raise BadInputError(f"{source}: no row has a path; expected a column {', '.join(PATH_COLUMNS)}")
-    return Source(posixpath.dirname(address), rows)
+    return Source(address, posixpath.dirname(address), rows)
 
 
 def beside(source: str, name: str) -> str | None:
     """The file `name` in the folder of a SOURCE that is a file; None if there is none."""
     address = _absolute(source)
+    path = f"{posixpath.dirname(address)}/{name}"
     with _reading(source):
-        fs = _filesystem(address)
-        path = f"{posixpath.dirname(address)}/{name}"
-        return path if fs.isfile(address) and path != address and fs.isfile(path) else None
+        return path if path != address and _is_file(address) and _is_file(path) else None
 
 
 def resolve(path: str, folder: str) -> str:
@@ -104,14 +100,17 @@ def content_hash(uri: str) -> str:
     """
     if not uri.startswith(S3):
         return _local_hash(uri)
-    digest, n_bytes = hashlib.sha256(), 0
-    with _fetching(uri), _filesystem(uri).open(uri, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-            n_bytes += len(chunk)
+    with _fetching(uri):
+        digest, n_bytes = s3.sha256(uri)
     if not n_bytes:
         raise VideoDecodeError(RejectReason.EMPTY_FILE, f"{uri} has 0 bytes")
-    return digest.hexdigest()
+    return digest
+
+
+def remote_file(uri: str) -> tuple[int, str]:
+    """Bytes and ETag of an object in a bucket. Raises as `content_hash`."""
+    with _fetching(uri):
+        return s3.described(uri)
 
 
 @contextmanager
@@ -123,7 +122,7 @@ def local_copy(uri: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="video2lora-") as folder:
         path = os.path.join(folder, "video")
         with _fetching(uri):
-            _filesystem(uri).get_file(uri, path)
+            s3.fetch(uri, path)
         yield path
 
 
@@ -138,20 +137,22 @@ def _local_hash(path: str) -> str:
 
 def _rows_of_folder(folder: str) -> list[SourceRow]:
     """Every video file in it, however deep; hidden ones (and macOS's ._copies) are none."""
-    paths = _remote_files(folder) if folder.startswith(S3) else _local_files(folder)
+    paths = [path.removeprefix(f"{folder}/") for path in s3.described_below(folder)] if folder.startswith(S3) else _local_files(folder)
+    if folder.startswith(S3) and not paths:
+        raise BadInputError(f"{folder}: no such file or folder")
     names = sorted(name for name in paths if name.lower().endswith(VIDEO_SUFFIXES) and not posixpath.basename(name).startswith("."))
     if not names:
         raise BadInputError(f"{folder}: no video file in it, expected files ending in {' '.join(VIDEO_SUFFIXES)}")
-    return [_named(name) for name in names]
+    return [_named(folder, name) for name in names]
 
 
-def _named(name: str) -> SourceRow:
+def _named(folder: str, name: str) -> SourceRow:
     try:
         name.encode()
     except UnicodeEncodeError:
         readable = name.encode(errors="backslashreplace").decode()
-        return SourceRow(readable, {}, problem="its name is not UTF-8: rename it")
-    return SourceRow(name, {"uri": f"./{name}"})  # ./ since a file may be called "s3:"
+        return SourceRow(f"{folder}/{readable}", {}, problem="its name is not UTF-8: rename it")
+    return SourceRow(f"{folder}/{name}", {"uri": f"./{name}"})  # ./ since a file may be called "s3:"
 
 
 def _local_files(folder: str) -> list[str]:
@@ -162,20 +163,12 @@ def _local_files(folder: str) -> list[str]:
     return [os.path.relpath(os.path.join(place, name), folder) for place, _, names in found for name in names]
 
 
-def _remote_files(folder: str) -> list[str]:
-    fs = _filesystem(folder)
-    fs.invalidate_cache()
-    inner = folder.removeprefix(S3).rstrip("/")
-    return [path.removeprefix(f"{inner}/") for path in fs.find(folder)]
-
-
 def _rows_of_jsonl(source: str, data: bytes) -> list[SourceRow]:
     try:
         lines = data.decode("utf-8-sig").split("\n")  # splitlines() would split texts at U+2028 too
     except UnicodeDecodeError as error:
         raise BadInputError(f"{source}: expected a folder of videos, a JSONL or a Parquet file ({error})") from error
-    name = posixpath.basename(source)
-    rows = [_row_of_line(f"{name}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    rows = [_row_of_line(f"{source}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise BadInputError(f"{source}: empty, expected one JSON object per line")
     if all(row.problem for row in rows):
@@ -196,30 +189,40 @@ def _row_of_line(key: str, line: str) -> SourceRow:
 
 def _rows_of_parquet(source: str, data: bytes) -> list[SourceRow]:
     try:
-        table = pq.read_table(io.BytesIO(data))
-        found = table.to_pylist()
+        found = from_parquet(data).to_pylist()
     except (pa.ArrowException, ValueError, OSError) as error:
         raise BadInputError(f"{source}: not a Parquet file that can be read: {error}") from error
     if not found:
         raise BadInputError(f"{source}: no rows in it")
-    name = posixpath.basename(source)
-    return [SourceRow(f"{name}:{number}", fields) for number, fields in enumerate(found, 1)]
+    return [SourceRow(f"{source}:{number}", fields) for number, fields in enumerate(found, 1)]
 
 
 def read_jsonl(path: str) -> Source:
     """A JSONL file of anything. Raises BadInputError, StorageError."""
     address = _absolute(path)
-    with _reading(path):
-        data = _filesystem(address).cat_file(address)
-    return Source(posixpath.dirname(address), _rows_of_jsonl(path, data))
+    data = _content(path, address)
+    if data is None:
+        raise BadInputError(f"{path}: no such file")
+    return Source(address, posixpath.dirname(address), _rows_of_jsonl(address, data))
 
 
 def _absolute(path: str) -> str:
     return path.rstrip("/") if path.startswith(S3) else os.path.abspath(path)
 
 
-def _filesystem(address: str) -> fsspec.AbstractFileSystem:
-    return fsspec.filesystem("s3" if address.startswith(S3) else "file")
+def _content(source: str, address: str) -> bytes | None:
+    """A file's; None for a folder, which in a bucket is whatever is no object."""
+    if address.startswith(S3):
+        return s3.read_bytes(address)
+    with _reading(source):
+        return None if os.path.isdir(address) else Path(address).read_bytes()
+
+
+def _is_file(address: str) -> bool:
+    try:
+        return os.path.isfile(address) if not address.startswith(S3) else s3.described(address)[0] >= 0
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -229,22 +232,16 @@ def _reading(source: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise BadInputError(f"{source}: no such file or folder ({error})") from error
-    except BotoCoreError as error:
-        raise StorageError(f"{source} is out of reach: {error}") from error
     except OSError as error:
-        if source.startswith(S3) and not isinstance(error, PermissionError):
-            raise StorageError(f"{source} is out of reach: {error}") from error
         raise BadInputError(f"{source} cannot be read: {error}") from error
 
 
 @contextmanager
 def _fetching(uri: str) -> Iterator[None]:
-    """What goes wrong with one object of a bucket."""
+    """What goes wrong with one object of a bucket; StorageError, which says nothing about it, passes."""
     try:
         yield
-    except FileNotFoundError as error:
+    except (FileNotFoundError, BadInputError) as error:
         raise VideoDecodeError(RejectReason.MISSING, str(error)) from error
     except PermissionError as error:
         raise VideoDecodeError(RejectReason.UNREADABLE, str(error)) from error
-    except (OSError, BotoCoreError) as error:
-        raise StorageError(f"{uri} is out of reach: {error}") from error

@@ -1,236 +1,153 @@
-"""The teacher's model in vLLM: frames and a prompt -> the text it writes. With `serving`, all that knows vLLM.
+"""What every engine is, whatever serves the model: frames and prompts of some videos -> what the model writes about them.
 
-`find_model` reads a folder's or a hub repository's config (no torch, no vLLM) and names the weights; `Engine` starts vLLM in the
-calling process. Prompts are the small VLM's and SmolVLM2's own (`video2lora.prompts`), greedy, on frames squashed to the model's
-square and never tiled, so its words are those `video2lora.vlm.FrozenVLM` would write on the same frames (a test compares them).
-
-Prompts go in as token ids: their length is known before anything is generated, and no text is tokenized twice. Each frame carries
-its content hash, so a video is preprocessed and encoded once however many prompts it has, and they share its KV cache.
+Three do it: vLLM with SmolVLM's own prompts, vLLM with any other model's chat template (both `teacher.vllm_engine`), and an
+OpenAI-compatible endpoint (`teacher.endpoint`). `start` chooses. Whatever is wrong with one prompt is that prompt's `Refused`; an engine
+that cannot go on raises EngineDiedError, and whoever called it starts another.
 """
 
-import hashlib
-import json
+import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from PIL import Image
-
-from infra.config import TeacherSettings
+from infra.config import TeacherSettings, Where
 from infra.errors import BadInputError
+from teacher.models import Model
+from teacher.prompts import Prompt
 from video2lora import prompts
-from video2lora.jpeg import from_jpegs
 
-GIB = 1 << 30
-KV_BLOCK_TOKENS = 32  # vLLM's least on a CPU that is fast there; its default of 128 is longer than a small video's prompt
-HASHED_FILES = ("*.safetensors", "*config.json", "tokenizer.json")  # of a model folder: all that the text depends on
+MAX_DETAIL = 300  # characters of what went wrong
 
 
-@dataclass(frozen=True)
-class Model:
-    """A SmolVLM as its config describes it. `identity` names its weights: a folder's by content, a hub's by commit."""
-
-    path: str  # a folder, or a hub name
-    revision: str | None  # the hub's commit; None for a folder
-    identity: str
-    image_size_px: int
-    n_image_tokens: int  # per frame
-    max_positions: int
-    n_kv_values: int  # that one token leaves in the KV cache, over all layers
-    processor: str  # class name
+class EngineDiedError(Exception):
+    """The engine cannot go on: its process is gone, the model failed, or the endpoint is out of reach."""
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """A video's frames as the model's squares, each known by its content."""
+class Clip:
+    """A video's frames and what to ask about them."""
 
-    images: list[Image.Image]
-    image_ids: list[str]
-
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt about one video, ready for the engine."""
-
-    token_ids: list[int]  # with one image token per frame, or the engine will not have it
-    n_image_ids: int
-    n_tokens: int  # as the model reads it, each image token expanded
-    pictures: Pictures
+    video_id: str
+    jpegs: Sequence[bytes]
+    timestamps_s: Sequence[float]
+    duration_s: float
+    prompts: Sequence[Prompt]
 
 
 @dataclass(frozen=True)
 class Written:
-    """What the model wrote. `finish_reason` is "stop" or "length"; `n_tokens` counts the end token too."""
+    """What the model wrote. `finish_reason` is "stop" or "length"; `n_tokens` counts the end token too.
+
+    The last three where log-probabilities were asked for: the tokens, and of each the k likeliest and their values, [n_tokens, k] flat.
+    """
 
     text: str
     n_tokens: int
     finish_reason: str
+    n_prompt_tokens: int
+    token_ids: list[int] | None = None
+    top_token_ids: list[int] | None = None
+    top_logprobs: list[float] | None = None
 
 
-class Engine:
-    """A vLLM engine in this process: on the GPUs that Ray gave it, or on the CPU."""
+@dataclass(frozen=True)
+class Refused:
+    """Why there is no text: a reject's reason and detail."""
 
-    def __init__(self, model: Model, settings: TeacherSettings, *, n_frames: int, gpu: bool) -> None:
-        """`n_frames` is the most that a video has."""
-        from vllm import LLM, SamplingParams
-
-        if not gpu:
-            inspect_here()
-        self.model = model
-        self.llm = LLM(
-            model=model.path,
-            revision=model.revision,
-            tokenizer_revision=model.revision,
-            dtype=settings.dtype,
-            max_model_len=max_model_len(model, settings),
-            limit_mm_per_prompt={"image": n_frames},
-            mm_processor_kwargs={"do_image_splitting": False, "do_resize": False},  # frames come as the model's squares
-            hf_overrides=class_override(model),
-            enable_prefix_caching=True,
-            **({} if gpu else cpu_settings(model, settings)),
-        )
-        self.tokenizer = self.llm.get_tokenizer()
-        self.image_id, end_id = self.tokenizer.convert_tokens_to_ids([prompts.IMAGE, prompts.END_OF_UTTERANCE])
-        self.tokens_per_frame = len(self._encode(prompts.frame_placeholder(model.n_image_tokens)))
-        self.sampling = SamplingParams(temperature=0.0, max_tokens=settings.max_tokens, stop_token_ids=[end_id], detokenize=False)
-
-    def request(self, pictures: Pictures, *, prefix: str, prompt: str) -> Request:
-        """`prefix` is `video_prefix` with a bare image token per frame. A prompt that spells an image token adds one."""
-        token_ids = self._encode(prefix + prompt + prompts.ASSISTANT)
-        n_image_ids = token_ids.count(self.image_id)
-        return Request(token_ids, n_image_ids, len(token_ids) + n_image_ids * (self.tokens_per_frame - 1), pictures)
-
-    def generate(self, requests: Sequence[Request]) -> list[Written]:
-        """What the model writes, in the order of the requests. Keep a video's requests together: they share what is computed of it."""
-        inputs: list[Any] = [
-            {
-                "prompt_token_ids": request.token_ids,
-                "multi_modal_data": {"image": request.pictures.images},
-                "multi_modal_uuids": {"image": request.pictures.image_ids},
-            }
-            for request in requests
-        ]
-        outputs = [one.outputs[0] for one in self.llm.generate(inputs, self.sampling, use_tqdm=False)]
-        texts = self.tokenizer.batch_decode([list(one.token_ids) for one in outputs], skip_special_tokens=True)
-        return [Written(text.strip(), len(one.token_ids), str(one.finish_reason)) for text, one in zip(texts, outputs, strict=True)]
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+    reason: str
+    detail: str
 
 
-def pictures(jpegs: Sequence[bytes], *, size_px: int) -> Pictures:
-    """As the method squashes them. Raises ValueError for damaged frames."""
-    from video2lora.pixels import squash
+@dataclass
+class Spent:
+    """Seconds that the engine was at work, and that it was idle while frames and prompts were prepared for it."""
 
-    squares = squash(from_jpegs(jpegs), size_px)
-    return Pictures([Image.fromarray(one) for one in squares], [hashlib.sha256(jpeg).hexdigest() for jpeg in jpegs])
+    engine_s: float = 0.0
+    prepare_s: float = 0.0
+    since: float = 0.0
 
+    def begin(self) -> None:
+        self.since = time.monotonic()
 
-def find_model(settings: TeacherSettings) -> Model:
-    """Reads config files, and a folder's weights to name them. Raises BadInputError if there is no SmolVLM with safetensors."""
-    folder = Path(str(resources.files("video2lora.tiny") / "vlm") if settings.model == "tiny" else settings.model)
-    if folder.is_dir():
-        if settings.revision is not None:
-            raise BadInputError(
-                f"teacher.revision: got {settings.revision!r} for {settings.model!r}, which is a folder and has no revisions"
-            )
-        name = "tiny" if settings.model == "tiny" else folder.resolve().name
-        path, revision, identity = str(folder.resolve()), None, f"{name}@{_folder_digest(folder)}"
-    else:
-        folder = _hub_configs(settings)
-        path, revision = settings.model, folder.name
-        identity = f"{path}@{revision}"
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        text, vision = config["text_config"], config["vision_config"]
-        return Model(
-            path=path,
-            revision=revision,
-            identity=identity,
-            image_size_px=vision["image_size"],
-            n_image_tokens=(vision["image_size"] // vision["patch_size"] // config["scale_factor"]) ** 2,
-            max_positions=text["max_position_embeddings"],
-            n_kv_values=2 * text["num_hidden_layers"] * text["num_key_value_heads"] * text["head_dim"],
-            processor=json.loads((folder / "processor_config.json").read_text())["processor_class"],
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInputError(f"teacher.model: {settings.model}: expected a SmolVLM's config files in {folder}, got {error!r}") from error
+    def lap(self, *, idle: bool) -> None:
+        """Count the time since the last lap, or the beginning."""
+        now = time.monotonic()
+        if idle:
+            self.prepare_s += now - self.since
+        else:
+            self.engine_s += now - self.since
+        self.since = now
 
 
-def max_model_len(model: Model, settings: TeacherSettings) -> int:
-    """Tokens of prompt and answer together: the recipe's, but never more than the model has positions for."""
-    return min(settings.max_model_len, model.max_positions)
+@dataclass(frozen=True)
+class EngineOptions:
+    """Where and how engines run: what of the environment concerns one of them."""
+
+    gpu: bool = False
+    process: bool = False  # vLLM in a process of its own
+    tensor_parallel: int = 1
+    n_threads: int = 1  # on a CPU
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    endpoint: str | None = None
+    deadline_s: float = 120.0
 
 
-def engine_environment(model: Model, *, gpu: bool, n_threads: int) -> dict[str, str]:
-    """What vLLM and torch read from the environment of the process that an engine starts in."""
-    variables = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}  # on a CPU a warning per request is 5 % of the time
-    if model.revision is None:
-        variables["HF_HUB_OFFLINE"] = "1"
-    if not gpu:  # in the calling process, vLLM starts in 15 s; with a process of its own it takes 150
-        variables |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(n_threads)}
-    return variables
+class Engine(Protocol):
+    """Holds what is slow to start. `spent` sums up over all calls."""
+
+    spent: Spent
+
+    def write(self, clips: Sequence[Clip]) -> list[list[Written | Refused]]:
+        """For each clip, in the order of its prompts. Raises EngineDiedError, after which only `stop` may be called."""
+
+    def stop(self) -> None:
+        """End it and its processes; also when it has died."""
 
 
-def _folder_digest(folder: Path) -> str:
-    """A hash of weights, configs and tokenizer."""
-    files = sorted({file for pattern in HASHED_FILES for file in folder.glob(pattern)})
-    if not any(file.suffix == ".safetensors" for file in files):
-        raise BadInputError(f"teacher.model: {folder} holds no *.safetensors; give a model folder, a hub name, or 'tiny'")
-    total = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()[:16]
-
-
-def _hub_configs(settings: TeacherSettings) -> Path:
-    """The folder of the hub's commit with the config files, fetched unless they are in the cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(settings.model, revision=settings.revision, allow_patterns=["*config.json"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+def engine_options(where: Where) -> EngineOptions:
+    """Raises BadInputError for settings that cannot be had together."""
+    gpu = where.teacher_gpus > 0
+    tensor_parallel = where.teacher_tensor_parallel or max(1, int(where.teacher_gpus))
+    if gpu and tensor_parallel > max(1.0, where.teacher_gpus):
         raise BadInputError(
-            f"teacher.model: got {settings.model!r}, which is neither 'tiny', nor a folder, nor a hub name in reach: {error}"
-        ) from error
+            f"environment: teacher_tensor_parallel: got {tensor_parallel}, more than the {where.teacher_gpus:g} GPUs of an engine "
+            "(VIDEO2LORA_TEACHER_GPUS)"
+        )
+    process = where.teacher_engine_process if where.teacher_engine_process is not None else gpu
+    return EngineOptions(
+        gpu=gpu,
+        process=process or tensor_parallel > 1,
+        tensor_parallel=tensor_parallel,
+        n_threads=max(1, round(where.teacher_cpus)),
+        max_num_seqs=where.teacher_max_num_seqs,
+        max_num_batched_tokens=where.teacher_max_num_batched_tokens,
+        endpoint=where.teacher_endpoint,
+        deadline_s=where.teacher_deadline_s,
+    )
 
 
-def class_override(model: Model) -> dict[str, Any]:
-    """Which of vLLM's two classes serves the model: SmolVLM's, or Idefics3's, which has the same modules and parameter names.
+def start(model: Model, settings: TeacherSettings, options: EngineOptions, *, n_frames: int) -> Engine:
+    """The engine the recipe asks for; `n_frames` is the most that a video has.
 
-    vLLM's SmolVLM class builds transformers' SmolVLMProcessor, whose video half needs torchvision, and torchvision has no build
-    beside a CPU torch. The Idefics3 processor does the same to single frames; the small VLM's folder names that one.
+    Raises BadInputError where the model cannot be asked about so many frames, or the environment lacks the endpoint.
     """
-    try:
-        import torchvision  # noqa: F401
+    if settings.served_by == "endpoint":
+        from teacher.endpoint import EndpointEngine
 
-        has_torchvision = True
-    except (ImportError, RuntimeError):  # RuntimeError: a CUDA build beside a CPU torch
-        has_torchvision = False
-    if has_torchvision and model.processor == "SmolVLMProcessor":
-        return {}
-    return {"architectures": ["Idefics3ForConditionalGeneration"], "model_type": "idefics3"}
+        return EndpointEngine(model, settings, options)
+    from teacher.vllm_engine import VllmEngine
+
+    return VllmEngine(model, settings, options, n_frames=n_frames)
 
 
-def inspect_here() -> None:
-    """Give vLLM the class it would otherwise look up in a child process, so as not to wake CUDA: 12 s on a machine's first run."""
-    from vllm import ModelRegistry
-    from vllm.model_executor.models.idefics3 import Idefics3ForConditionalGeneration
-
-    ModelRegistry.register_model("Idefics3ForConditionalGeneration", Idefics3ForConditionalGeneration)
+def spoken(clip: Clip) -> list[str]:
+    """The words around a chat's frames, one before each and one after the last: when each was seen, as SmolVLM2 is told."""
+    prefix = prompts.video_prefix(clip.timestamps_s, clip.duration_s, placeholder=prompts.IMAGE)
+    return [piece.strip() for piece in prefix.removeprefix(prompts.START).split(prompts.IMAGE)]
 
 
-def cpu_settings(model: Model, settings: TeacherSettings) -> dict[str, Any]:
-    """On a GPU, vLLM's own choices stand; here they would compile for minutes and take 90 % of the memory."""
-    bytes_per_token = model.n_kv_values * (4 if settings.dtype == "float32" else 2)
-    return {
-        "enforce_eager": True,
-        "block_size": KV_BLOCK_TOKENS,
-        "kv_cache_memory_bytes": max(GIB, 4 * max_model_len(model, settings) * bytes_per_token),
-        "max_num_seqs": 128,
-        "max_num_batched_tokens": max(8192, max_model_len(model, settings)),
-    }
+def one_line(error: object) -> str:
+    """What went wrong, short enough for a reject, and the same each time: without addresses in memory."""
+    return re.sub(r" object at 0x[0-9a-f]+", "", " ".join(f"{type(error).__name__}: {error}".split()))[:MAX_DETAIL]

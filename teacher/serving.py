@@ -3,7 +3,7 @@
     adapter folders -> vLLM, each question without and with the adapter, greedy, text only -> compared with ours -> proof.json
 
 Called by `video2lora export DIR --to peft --check vllm`. Cost: vLLM starts once for all folders, in a process of its own, for it reads
-its environment when it is imported (20 to 50 s on 2 cores, half of it the import); then seconds. Served as `teacher.engine` serves.
+its environment when it is imported (20 to 50 s on 2 cores, half of it the import); then seconds. Served as `teacher.vllm_engine` serves.
 """
 
 import os
@@ -22,7 +22,9 @@ from pydantic import BaseModel
 
 from infra.config import TeacherSettings
 from infra.errors import BadInputError, StageFailedError
-from teacher.engine import Model, class_override, cpu_settings, engine_environment, find_model, inspect_here, max_model_len
+from teacher.engine import EngineOptions
+from teacher.models import Model, find_model, max_model_len
+from teacher.vllm_settings import class_override, cpu_settings, engine_environment, inspect_here
 from video2lora.adapter import Adapter, check_made_for, load_adapter
 from video2lora.generation import Decoding
 from video2lora.lora import adapted
@@ -99,7 +101,10 @@ def check_in_vllm(
         dtype=dtype or ("bfloat16" if gpu else "float32"),
         gpu=gpu,
     )
-    told = _in_own_process(asked, find_model(_settings(asked)))
+    model = find_model(_settings(asked))
+    if model.smolvlm is None:
+        raise BadInputError(f"--check vllm: {vlm} is no SmolVLM, the only family whose adapters are checked there")
+    told = _in_own_process(asked, model)
     for folder, proof in zip(adapters, told.proofs, strict=True):
         if proof is None:
             drop_vllm_proof(folder)
@@ -118,12 +123,12 @@ def _loaded(folder: Path) -> Adapter:
 
 
 def _settings(asked: Asked) -> TeacherSettings:
-    """Of the engine that serves; `teacher.engine` names settings as the recipe's section `teacher` does."""
+    """Of the engine that serves; `teacher` names settings as the recipe's section `teacher` does."""
     return TeacherSettings(model=asked.vlm, revision=asked.revision, dtype=asked.dtype, max_model_len=MAX_MODEL_LEN)
 
 
 def _in_own_process(asked: Asked, model: Model) -> Told:
-    environment = os.environ | engine_environment(model, gpu=asked.gpu, n_threads=len(os.sched_getaffinity(0)))
+    environment = os.environ | engine_environment(model, EngineOptions(gpu=asked.gpu, n_threads=len(os.sched_getaffinity(0))))
     with tempfile.TemporaryDirectory(prefix="video2lora-vllm-") as folder:
         answer = Path(folder) / "told.json"
         run = subprocess.run(

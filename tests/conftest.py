@@ -10,4 +10,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 from jaxtyping import install_import_hook
 
+pytest_plugins = ["tests.servers.plugin"]
+
 install_import_hook(["video2lora", "pipeline", "training"], "beartype.beartype")

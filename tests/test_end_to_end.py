@@ -12,24 +12,27 @@ import pytest
 from mlflow import MlflowClient
 
 from infra.artifacts import SYSTEMS
-from infra.storage import Table, all_rejects
+from infra.sets import tables_of
 
 RECIPE = """
 world: {level: 1, seed: 5, n_train: 14, n_validation: 3, n_test: 3}
 frames: {sampling: {policy: uniform, n_frames: 4}, longest_edge_px: 64}
-teacher: {max_tokens: 24, max_model_len: 256}
+teacher: {prompts: made_world, max_tokens: 24, max_model_len: 256}
 hypernetwork: {r: 3, n_latents: 5, n_blocks: 2, d_latent: 24, n_heads: 4, n_kv_heads: 2, d_head: 8, normalise_features: true}
 training: {n_steps: 6, videos_per_step: 4, targets_per_video: 2, checkpoint_every: 2, validate_every: 3}
 answer: {max_new_tokens: 6, n_timed: 2}
 """
-TABLES = ("videos", "questions", "frames", "targets", "examples", "answers")
+TABLES = ("files", "videos", "questions", "frames", "targets", "examples", "answers")
+
+
+VIDEO2LORA = (sys.executable, "-m", "infra.cli")
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
     recipe = folder / "small.yaml"
     recipe.write_text(RECIPE)
     environment = os.environ | {"VIDEO2LORA_DATA": str(folder / "data")}
-    command = [sys.executable, "-m", "infra.cli", "demo", "--recipe", str(recipe)]
+    command = [*VIDEO2LORA, "demo", "--recipe", str(recipe)]
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
 
@@ -50,7 +53,7 @@ def test_the_demo_survives_a_kill_and_ends_with_closed_books(tmp_path: Path) -> 
     data = tmp_path / "data"
     killed = start(tmp_path)
     deadline = time.monotonic() + 600
-    while not list((data / "frames" / "commits").glob("*.json")) and time.monotonic() < deadline:
+    while not list((data / "frames").glob("*/log/00000001.json")) and time.monotonic() < deadline:
         assert killed.poll() is None, killed.communicate()[0][-4000:]
         time.sleep(0.2)
     os.killpg(killed.pid, signal.SIGKILL)
@@ -60,9 +63,10 @@ def test_the_demo_survives_a_kill_and_ends_with_closed_books(tmp_path: Path) -> 
     finish(start(tmp_path))
 
     assert made_files(data / "clips") == before, "clips were rendered again after the kill"
-    tables = {name: Table(str(data), name) for name in TABLES}
+    tables = {table.name: table for table in tables_of(str(data))}
+    assert tuple(tables) == TABLES
     assert all(table.is_complete() for table in tables.values())
-    assert all_rejects(str(data)).num_rows == 0
+    assert sum(table.n_rejects() for table in tables.values()) == 0
     assert tables["frames"].n_rows() == tables["videos"].n_rows() == tables["examples"].n_rows() == 20
     assert tables["targets"].n_rows() == 17 * (9 + 2) + 3 * 2, "questions of train and validation; captions of all"
     answers = tables["answers"].read().to_pylist()
@@ -75,6 +79,9 @@ def test_the_demo_survives_a_kill_and_ends_with_closed_books(tmp_path: Path) -> 
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert len(runs) == 1
     assert runs[0].data.params and runs[0].data.metrics
+
+    verified = subprocess.run([*VIDEO2LORA, "verify"], env=os.environ | {"VIDEO2LORA_DATA": str(data)}, capture_output=True, text=True)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
 
     files = made_files(data)
     started = time.monotonic()

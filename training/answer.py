@@ -24,13 +24,16 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
-import pyarrow.compute as pc
 from fsspec.implementations.local import LocalFileSystem
 
+from infra.attempt import reject
 from infra.config import Recipe, Where, load_recipe, load_where
 from infra.errors import BadInputError
+from infra.outputs import Output
 from infra.progress import counting, say
-from infra.storage import Table, reject
+from infra.sets import answers_set, frames_set, made_targets
+from infra.stage import Order
+from infra.storage import Table
 
 SEED = 0  # of the order of videos, and of the questions that are timed
 
@@ -87,10 +90,9 @@ def captions(targets: Sequence[Row]) -> dict[str, str]:
     return chosen
 
 
-def is_done(block: Block, done: set[str]) -> bool:
-    """A block is committed as one, so any of its keys tells. Keys are those of `answers`: question_id/system."""
-    first = block.questions[0]["question_id"] + "/"
-    return any(key.startswith(first) for key in done)
+def is_done(block: Block, left: set[str], systems: Sequence[str]) -> bool:
+    """A block is committed as one, so its first question tells. Keys are those of `answers`: question_id/system."""
+    return not any(f"{block.questions[0]['question_id']}/{system}" in left for system in systems)
 
 
 def build(recipe: Recipe, where: Where, *, todo: Sequence[Block], timed: frozenset[str]) -> Iterator[tuple[list[Row], list[Row]]]:
@@ -100,7 +102,7 @@ def build(recipe: Recipe, where: Where, *, todo: Sequence[Block], timed: frozens
     # 1. frames of one sampling, as Arrow: pictures are decoded block by block
     rows = frames_of(recipe, where)
     # 2. the teacher's words
-    said = captions(Table(where.data, "targets").read().to_pylist()) if "caption" in recipe.answer.systems else {}
+    said = captions(made_targets(recipe, where.data).read().to_pylist()) if "caption" in recipe.answer.systems else {}
     # 3. models, once; 1 block -> (its questions x systems) rows
     with local_hypernetwork(where) as folder:
         systems = Systems(recipe, hypernetwork=folder, frames=rows, captions=said)
@@ -109,38 +111,39 @@ def build(recipe: Recipe, where: Where, *, todo: Sequence[Block], timed: frozens
 
 
 def run(recipe: Recipe, where: Where) -> str:
-    """Answer what is not answered yet. Raises BadInputError, MadeFromOtherError, StorageError, RowsLostError."""
-    table = Table(where.data, "answers")
-    systems = recipe.answer.systems
-    if not table.begin(made_from(recipe, where)):
+    """Answer what is not answered yet. Raises BadInputError, StorageError, RowsLostError, SupersededError."""
+    made = made_from(recipe, where)
+    table, systems = answers_set(where.data, made), recipe.answer.systems
+    if table.is_complete():
         return f"answers: complete, {table.n_rows()} answers by {len(systems)} systems; nothing to do"
     questions = questions_of(recipe, where)
     asked, rejects = askable(questions, with_frames=set(frames_of(recipe, where)["video_id"].to_pylist()))
     n_videos = len({row["video_id"] for row in asked})
     if "other_video" in systems and n_videos == 1:
         raise BadInputError("recipe: answer.systems: other_video needs two videos with questions, there is one; leave it out")
-    done = table.done_keys()
-    if fresh := [row for row in rejects if row["key"] not in done]:
-        table.commit([], fresh)
+    # What is asked: every question by every system, and the questions that cannot be asked at all.
+    wanted = [f"{row['question_id']}/{system}" for row in asked for system in systems] + [row["key"] for row in rejects]
+    attempt = Order(table, {}, wanted, made).begin()
+    attempt.write([], [row for row in rejects if row["key"] in attempt.left])
     plan = blocks(asked, n_questions=recipe.answer.questions_per_batch)
-    todo = [block for block in plan if not is_done(block, done)]
+    todo = [block for block in plan if not is_done(block, attempt.left, systems)]
     if len(todo) < len(plan):
         say(f"answer: {len(plan) - len(todo)} of {len(plan)} blocks were answered before; going on behind them")
     if todo:
         timed = timed_questions(asked, recipe.answer.n_timed)
         with counting("answer", "answers", sum(len(block.questions) for block in todo) * len(systems)) as counter:
             for rows, dropped in build(recipe, where, todo=todo, timed=timed):
-                table.commit(rows, dropped)
-                counter.advance(len(rows) + len(dropped))
-    # What was asked: every question by every system, and the questions that could not be asked at all.
-    table.complete(n_in=len(asked) * len(systems) + len(rejects))
+                counter.advance(attempt.write(rows, dropped))
+    attempt.complete()
     return f"answers: {table.n_rows()} answers to {len(asked)} questions about {n_videos} videos, {table.n_rejects()} rejects"
 
 
 def made_from(recipe: Recipe, where: Where) -> Row:
     """What the answers depend on. Raises BadInputError where an input is not complete."""
-    names = ["videos", "questions", "frames"] + (["targets"] if "caption" in recipe.answer.systems else [])
-    inputs = {name: Table(where.data, name).made_from() for name in (*names, "hypernetwork")}
+    tables = {"videos": Table(where.data, "videos"), "questions": Table(where.data, "questions"), "frames": frames_set(recipe, where.data)}
+    if "caption" in recipe.answer.systems:
+        tables["targets"] = made_targets(recipe, where.data)
+    inputs = {name: table.made_from() for name, table in tables.items()} | {"hypernetwork": Output(where.data, "hypernetwork").made_from()}
     return {"stage": "answer", **recipe.section("vlm", "answer"), "inputs": inputs}
 
 
@@ -156,9 +159,8 @@ def questions_of(recipe: Recipe, where: Where) -> list[Row]:
 
 
 def frames_of(recipe: Recipe, where: Where) -> pa.Table:
-    """Rows of `frames` of the recipe's sampling."""
-    frames = Table(where.data, "frames").read()
-    return frames.filter(pc.equal(frames["sampling"], recipe.frames.sampling.name))
+    """Rows of the recipe's `frames`."""
+    return frames_set(recipe, where.data).read()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 
 from infra.errors import StorageError
-from infra.storage import read_json, write_new
+from infra.objects import read_json, write_new
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -22,9 +22,13 @@ from rich.table import Table as Grid
 
 from infra.config import Recipe, Where, load_recipe, load_where
 from infra.errors import BadInputError
-from infra.storage import Table, all_rejects, read_json, write_new
+from infra.objects import read_json, write_new
+from infra.outputs import Output
+from infra.sets import answers_set, examples_set, frames_set, made_targets
+from infra.storage import Table
 from training import measures
 from training.answer import captions, frames_of
+from training.answer import made_from as answers_made_from
 
 FILES = ("report.json", "report.html")
 NARROWEST = 110  # columns of a terminal that the table needs
@@ -35,7 +39,7 @@ def build(recipe: Recipe, where: Where, made_from: dict[str, Any]) -> dict[str, 
     from training import gallery  # jinja2 and pictures: not needed to find that there is nothing to do
 
     # 1. rows
-    answers = Table(where.data, "answers").read().to_pylist()
+    answers = answers_of(recipe, where).read().to_pylist()
     if not answers:
         raise BadInputError(f"{where.data}/answers is empty: all questions were rejected, there is nothing to report")
     answered = {row["question_id"] for row in answers}
@@ -46,7 +50,7 @@ def build(recipe: Recipe, where: Where, made_from: dict[str, Any]) -> dict[str, 
     scored = measures.score(answers, questions)
     systems = recipe.answer.systems
     config = read_json(f"{where.data}/hypernetwork/config.json")
-    said = captions(Table(where.data, "targets").read().to_pylist()) if "caption" in systems else {}
+    said = captions(made_targets(recipe, where.data).read().to_pylist()) if "caption" in systems else {}
     kept = measures.kept_bytes(
         scored,
         frames=frames,
@@ -62,7 +66,7 @@ def build(recipe: Recipe, where: Where, made_from: dict[str, Any]) -> dict[str, 
         "gap_closed": {metric: measures.gap_closed(scored, metric) for metric in measures.METRICS},
         "differences": measures.differences(scored, systems),
         "families": measures.by_family(scored, systems),
-        "rejects": rejects_by_reason(where),
+        "rejects": rejects_by_reason(recipe, where),
         "gallery": {"seed": gallery.SEED, "n_clips": len(clips)},
         "recipe": recipe.model_dump(mode="json"),
         "hypernetwork": config["metadata"],
@@ -77,11 +81,11 @@ def build(recipe: Recipe, where: Where, made_from: dict[str, Any]) -> dict[str, 
 
 def run(recipe: Recipe, where: Where) -> str:
     """Make the report, or say that it is there, and print its table. Raises BadInputError, MadeFromOtherError, StorageError."""
-    report = Table(where.data, "report")  # a folder like a table's, without rows
+    report = Output(where.data, "report")
     made_from = {
         "stage": "report",
         "recipe": recipe.model_dump(mode="json"),
-        "inputs": {"answers": Table(where.data, "answers").made_from()},
+        "inputs": {"answers": answers_of(recipe, where).made_from()},
     }
     fresh = report.begin(made_from)
     if fresh:
@@ -89,7 +93,7 @@ def run(recipe: Recipe, where: Where) -> str:
         attach(recipe, where, files)
         for name in FILES:
             write_new(f"{report.folder}/{name}", files[name])
-        report.complete(n_in=0)
+        report.complete()
     numbers = read_json(f"{report.folder}/report.json")
     print_tables(numbers)
     gap = numbers["gap_closed"]["exact_match"]["value"]
@@ -120,9 +124,17 @@ def kv_bytes_per_token(recipe: Recipe) -> int:
     return n_bytes
 
 
-def rejects_by_reason(where: Where) -> list[dict[str, Any]]:
+def answers_of(recipe: Recipe, where: Where) -> Table:
+    """The answers that the tables and the hypernetwork give which are there now. Raises BadInputError where one is not complete."""
+    return answers_set(where.data, answers_made_from(recipe, where))
+
+
+def rejects_by_reason(recipe: Recipe, where: Where) -> list[dict[str, Any]]:
     """Rejects of all stages, counted, with one detail as an example."""
-    rows = all_rejects(where.data).to_pylist()
+    targets = made_targets(recipe, where.data)
+    tables = [Table(where.data, "videos"), Table(where.data, "questions"), frames_set(recipe, where.data), targets]
+    tables += [examples_set(recipe, targets), answers_of(recipe, where)]
+    rows = [row for table in tables for row in table.read_rejects().to_pylist()]
     counts = Counter((row["stage"], row["reason"]) for row in rows)
     example = {(row["stage"], row["reason"]): row["detail"] for row in reversed(rows)}
     return [{"stage": stage, "reason": reason, "n": n, "example": example[stage, reason]} for (stage, reason), n in sorted(counts.items())]

@@ -24,9 +24,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from infra.attempt import reject
 from infra.config import Recipe
 from infra.errors import BadInputError, StageFailedError
-from infra.storage import reject
 from training.answer import Block, Row
 from video2lora.checkpoint import load_hypernetwork, read_metadata
 from video2lora.jpeg import from_jpegs

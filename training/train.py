@@ -20,13 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import fsspec
 import pyarrow.compute as pc
 
 from infra.config import Recipe, Where, load_recipe, load_where
 from infra.errors import BadInputError, StageFailedError
+from infra.objects import read_json, write_new
+from infra.outputs import Output
 from infra.progress import say
-from infra.storage import Table, read_json, write_new
+from infra.sets import examples_set, made_targets
+from infra.storage import Table
 from training import checkpoints
 
 if TYPE_CHECKING:
@@ -67,10 +69,15 @@ def plan(recipe: Recipe, where: Where, examples: Table) -> Plan:
     return Plan(len(train), pc.sum(pc.equal(rows["split"], "validation")).as_py(), is_held)
 
 
+def examples_of(recipe: Recipe, where: Where) -> Table:
+    """The recipe's examples. Raises BadInputError where no targets are finished."""
+    return examples_set(recipe, made_targets(recipe, where.data))
+
+
 def run(recipe: Recipe, where: Where) -> str:
     """Raises BadInputError, MadeFromOtherError, StorageError, StageFailedError."""
     where = where.model_copy(update={"data": where.data if "://" in where.data else os.path.abspath(where.data)})
-    examples, output = Table(where.data, "examples"), Table(where.data, "hypernetwork")
+    examples, output = examples_of(recipe, where), Output(where.data, "hypernetwork")
     made_from = {
         "stage": "train",
         **recipe.section("vlm", "hypernetwork", "training"),
@@ -87,7 +94,7 @@ def run(recipe: Recipe, where: Where) -> str:
             train(recipe, where, made_from, planned)
         except BadInputError:
             if latest is None:
-                _forget(output)
+                output.abandon()
             raise
         latest = checkpoints.latest(f"{output.folder}/checkpoints")
     if latest is None or latest.step < recipe.training.n_steps:
@@ -103,7 +110,7 @@ def train(recipe: Recipe, where: Where, made_from: dict[str, Any], planned: Plan
     from infra.cluster import cluster
     from training.news import follow, new_board
 
-    shards, done = Table(where.data, "examples").shards(), threading.Event()
+    shards, done = examples_of(recipe, where).shards(), threading.Event()
     with cluster(where), ThreadPoolExecutor(1) as pool:
         board = new_board()
         trainer = build(shards, recipe, where, planned=planned, made_from=made_from, board=board)
@@ -167,11 +174,11 @@ def build(
     )
 
 
-def publish(checkpoint: checkpoints.Checkpoint, output: Table, recipe: Recipe, where: Where) -> None:
+def publish(checkpoint: checkpoints.Checkpoint, output: Output, recipe: Recipe, where: Where) -> None:
     """The last checkpoint's network becomes the output, `complete.json` last; then it goes to MLflow."""
     for name in checkpoints.NETWORK_FILES:
         write_new(f"{output.folder}/{name}", checkpoints.read(checkpoint, name))
-    write_new(f"{output.folder}/complete.json", b"{}")
+    output.complete()
     checkpoints.prune(f"{output.folder}/checkpoints", kept=1)
     from infra.tracking import open_run
 
@@ -184,7 +191,7 @@ def publish(checkpoint: checkpoints.Checkpoint, output: Table, recipe: Recipe, w
         run.end()
 
 
-def summary(output: Table) -> str:
+def summary(output: Output) -> str:
     """The published network in a line."""
     metadata: dict[str, Any] = (read_json(f"{output.folder}/config.json") or {})["metadata"]
     told = f"{metadata['step']} steps"
@@ -209,12 +216,6 @@ def _shares(where: Where) -> tuple[float, int]:
     per_node = math.ceil(where.training_workers / len(nodes))
     n_cores = min(cores for cores in nodes if cores > 0)
     return min(1.0, RESERVED * sum(nodes) / where.training_workers), max(1, int(n_cores) // per_node)
-
-
-def _forget(output: Table) -> None:
-    """Nothing was made, so that a corrected recipe is not refused as another one."""
-    fs, inner = fsspec.core.url_to_fs(f"{output.folder}/made.json")
-    fs.rm(inner)
 
 
 def _last_line(error: BaseException) -> str:

@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from video2lora.video import Frames, RejectReason, Sampling, VideoDecodeError, check_decode_arguments, decode
 
+START_TRIES = 3  # of a child that is killed while it starts
 START_DEADLINE_S = 120.0  # ours: importing PyAV and torch takes 2 s, on a busy host with a cold disk up to a minute
 
 _LENGTH = struct.Struct(">I")
@@ -62,6 +63,10 @@ class _Reply(_Message):
     duration_s: float = 0.0
 
 
+class _DiedError(Exception):
+    """The child ended while it decoded; the message says how."""
+
+
 class DeadlineDecoder:
     """`decode` in a child process; use it as a context manager, or call `close`. Threads take turns.
 
@@ -89,7 +94,10 @@ class DeadlineDecoder:
         start_s: float = 0.0,
         end_s: float | None = None,
     ) -> Frames:
-        """As `video.decode`. Raises VideoDecodeError too with "deadline", and "decode_error" where the child died."""
+        """As `video.decode`. Raises VideoDecodeError too with "deadline", and "decode_error" where the clip ended two children.
+
+        One that dies may have been ended for no fault of the clip's (memory, an operator), so the clip is tried in another.
+        """
         check_decode_arguments(longest_edge_px=longest_edge_px, start_s=start_s, end_s=end_s)
         request = _Request(
             n_payload_bytes=len(os.fsencode(path)),
@@ -99,19 +107,29 @@ class DeadlineDecoder:
             end_s=end_s,
         )
         with self._turn:
-            child = self._running_child()
             try:
-                _write_message(child.stdin.fileno(), request, [os.fsencode(path)])  # type: ignore[union-attr]
-                reply, payload = _read_reply(child, time.monotonic() + self._deadline_s)
-            except TimeoutError as error:
-                self._kill()
-                raise VideoDecodeError(RejectReason.DEADLINE, f"not decoded after {self._deadline_s} s") from error
-            except (EOFError, BrokenPipeError) as error:
-                raise VideoDecodeError(RejectReason.DECODE_ERROR, self._how_it_died()) from error
-            except BaseException:  # a reply that makes no sense, Ctrl-C: what is left in the pipe belongs to no one
-                self._kill()
-                raise
+                reply, payload = self._ask(request, path)
+            except _DiedError:
+                try:
+                    reply, payload = self._ask(request, path)
+                except _DiedError as error:
+                    raise VideoDecodeError(RejectReason.DECODE_ERROR, f"{error}, twice") from error
         return _frames_of(reply, payload)
+
+    def _ask(self, request: "_Request", path: str | os.PathLike[str]) -> "tuple[_Reply, bytearray]":
+        """Raises VideoDecodeError (deadline), _DiedError."""
+        child = self._running_child()
+        try:
+            _write_message(child.stdin.fileno(), request, [os.fsencode(path)])  # type: ignore[union-attr]
+            return _read_reply(child, time.monotonic() + self._deadline_s)
+        except TimeoutError as error:
+            self._kill()
+            raise VideoDecodeError(RejectReason.DEADLINE, f"not decoded after {self._deadline_s} s") from error
+        except (EOFError, BrokenPipeError) as error:
+            raise _DiedError(self._how_it_died()) from error
+        except BaseException:  # a reply that makes no sense, Ctrl-C: what is left in the pipe belongs to no one
+            self._kill()
+            raise
 
     def close(self) -> None:
         """Ends the child. A later `decode` starts a new one."""
@@ -128,22 +146,17 @@ class DeadlineDecoder:
         """The child, ready for a request. Raises RuntimeError if it does not start."""
         if self._child is not None and self._child.poll() is None:
             return self._child
-        self._kill()
-        source = str(Path(__file__).resolve().parent.parent)  # the child finds this package where the parent found it
-        search = [source, os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else [source]
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "video2lora.decode_process"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(search)},
-            start_new_session=True,
-        )
-        try:
-            _read_reply(self._child, time.monotonic() + START_DEADLINE_S)  # it says that it is there
-        except (EOFError, TimeoutError) as error:
-            died = self._how_it_died()
-            raise RuntimeError(f"the decode process did not start: {died}, see its traceback above") from error
-        return self._child
+        for tries_left in reversed(range(START_TRIES)):
+            self._kill()
+            self._child = child = _started()
+            try:
+                _read_reply(child, time.monotonic() + START_DEADLINE_S)  # it says that it is there
+                return child
+            except (EOFError, TimeoutError) as error:
+                died = self._how_it_died()
+                if not tries_left or (child.returncode or 0) >= 0:  # that it was killed says nothing of the next one
+                    raise RuntimeError(f"the decode process did not start: {died}, see its traceback above") from error
+        raise AssertionError("the last try returns or raises")
 
     def _how_it_died(self) -> str:
         """Kills and forgets the child, and says how it ended."""
@@ -169,6 +182,18 @@ class DeadlineDecoder:
         for pipe in (child.stdin, child.stdout):
             if pipe is not None:
                 pipe.close()
+
+
+def _started() -> "subprocess.Popen[bytes]":
+    source = str(Path(__file__).resolve().parent.parent)  # the child finds this package where the parent found it
+    search = [source, os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else [source]
+    return subprocess.Popen(
+        [sys.executable, "-m", "video2lora.decode_process"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(search)},
+        start_new_session=True,
+    )
 
 
 def _read_reply(child: "subprocess.Popen[bytes]", deadline: float) -> tuple[_Reply, bytearray]:

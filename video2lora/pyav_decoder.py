@@ -3,7 +3,7 @@
 A first pass reads the packets and decodes nothing. Its times are the file's own, so the choice is right for variable
 rates and for headers that lie, and it tells which groups of pictures (GOPs, from one keyframe to the next) hold chosen
 frames. The second pass decodes those alone: it seeks only when the next frame lies in a later GOP than the decoder
-stands in, and passes over frames that no other frame refers to.
+stands in, passes over frames that no other frame refers to, and stops once it has fed a GOP's last chosen frame.
 
 Frames it does not find with exactly the expected time (damaged files, hidden frames, packets without times) make it
 give up for a plain decode of everything: slower, and right for all that can be decoded. One decoder thread: clips run
@@ -103,7 +103,7 @@ def _decode_by_seeking(clip: ClipRequest) -> Frames | None:
             if frame is None:
                 return None
             images.append(_picture(frame, clip.longest_edge_px))
-    return Frames(images=_stack(images)[place], timestamps_s=plan.timestamps_s, duration_s=plan.duration_s)
+    return Frames(images=_stack([images[i] for i in place]), timestamps_s=plan.timestamps_s, duration_s=plan.duration_s)
 
 
 def _frame_s(stream: VideoStream, duration: int | None) -> float:
@@ -164,31 +164,54 @@ def _seek_frames(container: InputContainer, stream: VideoStream, scan: _Scan, ch
     Decoding begins with the file's first packet even where no frame of its GOP is chosen: it may say which x264 made
     the video, and libavcodec decodes 4:4:4 of old versions differently (wrong pictures after a seek without it).
     """
-    container.seek(int(scan.key_dts[0]), stream=stream, backward=True)
-    for packet in itertools.islice(_packets(container, stream), 1):
-        _decoded(stream, packet)
+    gops = (np.searchsorted(scan.key_pts, np.array(chosen), side="right") - 1).tolist()
+    if gops[0] > 0:
+        container.seek(int(scan.key_dts[0]), stream=stream, backward=True)
+        for packet in itertools.islice(_packets(container, stream), 1):
+            _decoded(stream, packet)
+    wanted: dict[int, set[int]] = {}
+    for pts, gop in zip(chosen, gops, strict=True):
+        wanted.setdefault(gop, set()).add(pts)
     decoder: Iterator[VideoFrame] = iter(())
-    decoder_gop = -1
-    for pts in chosen:
-        gop = int(np.searchsorted(scan.key_pts, pts, side="right")) - 1
+    decoder_gop, is_brief = -1, True
+    for pts, gop in zip(chosen, gops, strict=True):
         if gop > decoder_gop:
-            decoder = _frames_from_keyframe(container, stream, scan, gop, set(chosen))
+            decoder = _frames_from_keyframe(container, stream, scan, gop, wanted[gop], is_brief=is_brief)
             decoder_gop = gop
-        frame = next((frame for frame in decoder if frame.pts is None or frame.pts >= pts), None)
+        frame = _first_from(decoder, pts)
+        if is_brief and frame is not None and frame.interlaced_frame:  # its other field may be a packet that was not read
+            is_brief = False
+            decoder = _frames_from_keyframe(container, stream, scan, gop, wanted[gop], is_brief=is_brief)
+            frame = _first_from(decoder, pts)
         if frame is None or frame.pts != pts:
             yield None
             return
         yield frame
 
 
-def _frames_from_keyframe(container: InputContainer, stream: VideoStream, scan: _Scan, gop: int, chosen: set[int]) -> Iterator[VideoFrame]:
-    """Frames shown from the keyframe on; of frames that nothing refers to, only the chosen ones."""
-    key_pts = int(scan.key_pts[gop])
+def _first_from(decoder: Iterator[VideoFrame], pts: int) -> VideoFrame | None:
+    """The next frame that is not shown before pts; one without a time is told from the chosen one by its caller."""
+    return next((frame for frame in decoder if frame.pts is None or frame.pts >= pts), None)
+
+
+def _frames_from_keyframe(
+    container: InputContainer, stream: VideoStream, scan: _Scan, gop: int, chosen: set[int], *, is_brief: bool = True
+) -> Iterator[VideoFrame]:
+    """Frames shown from the keyframe on; of frames that nothing refers to, only the chosen ones.
+
+    If is_brief, the decoder gives what it holds back as soon as it was fed all chosen frames: a frame needs nothing that
+    is decoded after it (10 % less CPU at a GOP of 50), but its packet must be a whole frame, and not one of its two fields.
+    Otherwise the decoder is fed until the caller has what it wants.
+    """
+    key_pts, missing = int(scan.key_pts[gop]), set(chosen)
     for packet in _packets_from_keyframe(container, stream, scan, gop):
         # One thread: the decoder looks at the setting while it takes this very packet.
         stream.codec_context.skip_frame = "DEFAULT" if packet.pts in chosen else "NONREF"
         yield from (frame for frame in _decoded(stream, packet) if frame.pts is None or frame.pts >= key_pts)
-    yield from _decoded(stream, None)
+        missing.discard(packet.pts)
+        if is_brief and not missing:
+            break
+    yield from (frame for frame in _decoded(stream, None) if frame.pts is None or frame.pts >= key_pts)
 
 
 def _packets_from_keyframe(container: InputContainer, stream: VideoStream, scan: _Scan, gop: int) -> Iterator["av.Packet[VideoStream]"]:
@@ -229,7 +252,7 @@ def _decode_everything(clip: ClipRequest) -> Frames:
         frames = itertools.islice(_all_frames(container, stream), int(numbers[-1]) + 1)
         wanted = set(numbers.tolist())
         images = [_picture(frame, clip.longest_edge_px) for i, frame in enumerate(frames) if i in wanted]
-    return Frames(images=_stack(images)[place], timestamps_s=plan.timestamps_s, duration_s=plan.duration_s)
+    return Frames(images=_stack([images[i] for i in place]), timestamps_s=plan.timestamps_s, duration_s=plan.duration_s)
 
 
 def _all_frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:

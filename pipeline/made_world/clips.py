@@ -31,8 +31,8 @@ import numpy as np
 
 from infra.config import Recipe, Where, WorldSettings, load_recipe, load_where
 from infra.errors import BadInputError, MadeFromOtherError, StageFailedError
+from infra.objects import read_json, write_new
 from infra.progress import counting, say
-from infra.storage import read_json, write_new
 from pipeline.made_world import render, texts
 from pipeline.made_world.scene import SPLITS, Scene, draw_scene
 

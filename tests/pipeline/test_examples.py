@@ -1,25 +1,50 @@
-"""Joining and shuffling by Ray Data, against the same done in a few lines of Python."""
+"""Joining and shuffling by Ray Data, against the same done in a few lines of Python; and what changed is made anew, alone."""
 
+import copy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infra.config import ExamplesSettings, Recipe, Where
-from infra.errors import BadInputError, MadeFromOtherError
+from infra.artifacts import EXAMPLES, TARGETS, VIDEOS
+from infra.config import ExamplesSettings, FramesSettings, Recipe, Where
+from infra.errors import BadInputError
+from infra.sets import examples_set, frames_made, frames_set, made_targets, targets_made, targets_set
+from infra.stage import Order
 from infra.storage import Table
 from pipeline import examples
+from video2lora.video import Sampling
 
-N_VIDEOS, ROWS_PER_SHARD = 23, 5
-RECIPE = Recipe(examples=ExamplesSettings(rows_per_shard=ROWS_PER_SHARD, seed=3))
+Watch = Callable[[Path], AbstractContextManager[set[str]]]
+N_VIDEOS, ROWS_PER_SHARD, N_FRAME_FILES = 23, 5, 4
+RECIPE = Recipe(frames=FramesSettings(sampling=Sampling(n_frames=3)), examples=ExamplesSettings(rows_per_shard=ROWS_PER_SHARD, seed=3))
 WITHOUT = ("v07", "v15")  # the teacher wrote nothing for them
 SPLITS = ("train", "train", "test", "train", "validation")
 
 
-def names() -> list[str]:
-    return [f"v{i:02d}" for i in range(N_VIDEOS)]
+def target_rows(name: str) -> list[dict[str, str]]:
+    """Between one and three, written in the wrong order."""
+    n_targets = 1 + int(name[1:]) % 3
+    return [{"prompt_id": f"p{i}", "task": f"task{i}", "prompt": f"prompt {i}", "target": f"{name} {i}"} for i in range(n_targets)][::-1]
+
+
+@dataclass
+class World:
+    """What the inputs say of each video that is there."""
+
+    splits: dict[str, str] = field(default_factory=lambda: {f"v{i:02d}": SPLITS[i % len(SPLITS)] for i in range(N_VIDEOS)})
+    targets: dict[str, list[dict[str, str]]] = field(
+        default_factory=lambda: {f"v{i:02d}": target_rows(f"v{i:02d}") for i in range(N_VIDEOS) if f"v{i:02d}" not in WITHOUT}
+    )
 
 
 def frames_row(name: str) -> dict[str, Any]:
@@ -28,92 +53,171 @@ def frames_row(name: str) -> dict[str, Any]:
     return {"video_id": name, "sampling": "uniform-3", "jpegs": jpegs} | numbers
 
 
-def target_rows(name: str) -> list[dict[str, Any]]:
-    """Between one and three, written in the wrong order."""
-    n_targets = 1 + int(name[1:]) % 3
-    rows = [{"prompt_id": f"p{i}", "task": f"task{i}", "prompt": f"prompt {i}", "target": f"{name} {i}"} for i in range(n_targets)]
-    return [{"video_id": name, "teacher": "t", "n_tokens": 1, "finish_reason": "stop"} | row for row in reversed(rows)]
+def write_table(order: Order, rows: list[dict[str, Any]], *, n_files: int = 1) -> None:
+    """Rows that are not there yet."""
+    attempt = order.begin()
+    left = [row for row in rows if order.table.spec.key_of(row) in attempt.left]
+    for i in range(n_files):
+        attempt.write(left[i::n_files], [])
+    attempt.complete()
 
 
-def write_table(data: Path, name: str, blocks: list[list[dict[str, Any]]]) -> None:
-    table = Table(str(data), name)
-    assert table.begin({"stage": f"test of {name}"})
-    for rows in blocks:
-        table.commit(rows, [])
-    table.complete(n_in=sum(map(len, blocks)))
+def write_inputs(data: Path, world: World) -> Where:
+    """Files are read in the order of random names, so two folders differ in the order of their inputs."""
+    root = str(data)
+    videos = [{"video_id": name, "version": split, "uri": f"/{name}.mp4", "split": split} for name, split in world.splits.items()]
+    write_table(Order(Table(root, "videos"), {"of": repr(world)}, [VIDEOS.key_of(row) for row in videos]), videos)
+    frames = Order(frames_set(RECIPE, root), {"of": repr(world)}, list(world.splits), frames_made(RECIPE))
+    write_table(frames, [frames_row(name) for name in world.splits], n_files=N_FRAME_FILES)
+    others = {"version": "v", "teacher": "t", "n_tokens": 1, "finish_reason": "stop"}
+    targets = [{"video_id": name} | others | row | {"version": row["target"][-8:]} for name, rows in world.targets.items() for row in rows]
+    table, made = targets_set(RECIPE, root, weights="w"), targets_made(RECIPE, weights="w")
+    write_table(Order(table, {"of": repr(world)}, [TARGETS.key_of(row) for row in targets], made), targets)
+    return Where(data=root)
 
 
-def write_inputs(data: Path) -> Where:
-    """Shards are read in the order of random names, so two folders differ in the order of their inputs."""
-    splits = [{"video_id": name, "uri": f"/{name}.mp4", "split": SPLITS[i % len(SPLITS)]} for i, name in enumerate(names())]
-    write_table(data, "videos", [splits])
-    write_table(data, "frames", [[frames_row(name) for name in names()[i::4]] for i in range(4)])
-    write_table(data, "targets", [target_rows(name) for name in names() if name not in WITHOUT])
-    return Where(data=str(data))
-
-
-def expected() -> list[dict[str, Any]]:
-    kept = [name for name in names() if name not in WITHOUT]
+def expected(world: World) -> list[dict[str, Any]]:
+    """In the shuffled order; without the version."""
+    kept = sorted(set(world.splits) & set(world.targets))
     shuffled = [kept[i] for i in np.random.default_rng(3).permutation(len(kept))]
     return [
         {key: frames_row(name)[key] for key in ("video_id", "jpegs", "timestamps_s", "duration_s")}
-        | {"split": SPLITS[int(name[1:]) % len(SPLITS)]}
-        | {"targets": [{key: row[key] for key in ("task", "prompt", "target")} for row in reversed(target_rows(name))]}
+        | {"split": world.splits[name]}
+        | {"targets": [{key: row[key] for key in ("task", "prompt", "target")} for row in reversed(world.targets[name])]}
         for name in shuffled
     ]
+
+
+def table_of(data: Path, recipe: Recipe = RECIPE) -> Table:
+    return examples_set(recipe, made_targets(recipe, str(data)))
+
+
+def read(table: Table) -> list[dict[str, Any]]:
+    """Without the version."""
+    return table.read().drop_columns("version").to_pylist()
+
+
+def in_shards(table: Table) -> list[str]:
+    """Ids of all rows in the files, which training reads whole."""
+    return [name for path in table.shards() for name in pq.read_table(path)["video_id"].to_pylist()]
 
 
 def shard_sizes(table: Table) -> list[int]:
     return [pq.read_metadata(path).num_rows for path in table.shards()]
 
 
-@pytest.mark.usefixtures("ray_of_two_cpus")
-def test_one_row_per_video_with_its_targets_in_the_shuffled_order(tmp_path: Path) -> None:
-    where, table = write_inputs(tmp_path), Table(str(tmp_path), "examples")
-    line = "examples: 21 rows, 2 rejects (no_targets 2)"
-    assert examples.run(RECIPE, where) == line
-    assert table.read().to_pylist() == expected()
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, ray_of_two_cpus: None) -> Path:
+    data = tmp_path_factory.mktemp("done")
+    assert examples.run(RECIPE, write_inputs(data, World())) == "examples: 21 rows, 2 rejects (no_targets 2)"
+    return data
+
+
+@pytest.fixture
+def data(done: Path, tmp_path: Path) -> Path:
+    """A copy of this test's own."""
+    return shutil.copytree(done, tmp_path / "data")
+
+
+def test_one_row_per_video_with_its_targets_in_the_shuffled_order(done: Path) -> None:
+    table = table_of(done)
+    assert read(table) == expected(World())
     assert shard_sizes(table) == [5, 5, 5, 5, 1]
     rejects = {(row["stage"], row["key"], row["reason"]) for row in table.read_rejects().to_pylist()}
-    assert rejects == {("examples", name, "no_targets") for name in WITHOUT}
-    before = table.shards()
-    assert examples.run(RECIPE, where) == line
-    assert table.shards() == before
+    assert rejects == {("examples", f"{name}/none", "no_targets") for name in WITHOUT}
+    versions = table.read(["version"])["version"].to_pylist()
+    assert len(set(versions)) == len(versions) and {len(version) for version in versions} == {8}
+
+
+def test_a_finished_run_imports_no_ray_and_writes_nothing(data: Path) -> None:
+    before = sorted(path for path in data.rglob("*") if path.is_file())
+    again = (
+        "import sys; from pipeline import examples; from infra.config import Recipe, Where;"
+        f"r = Recipe.model_validate_json({RECIPE.model_dump_json()!r});"
+        f"print(examples.run(r, Where(data={str(data)!r})), 'ray' in sys.modules, 'torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert ran.stdout == "examples: 21 rows, 2 rejects (no_targets 2) False False\n"
+    assert ran.stderr == f"examples: {table_of(data).folder} is complete, nothing to do\n"
+    assert sorted(path for path in data.rglob("*") if path.is_file()) == before
 
 
 @pytest.mark.usefixtures("ray_of_two_cpus")
-def test_a_killed_run_ends_with_the_same_shards(tmp_path: Path) -> None:
-    where, table = write_inputs(tmp_path), Table(str(tmp_path), "examples")
-    inputs = {name: Table(str(tmp_path), name).made_from() for name in ("frames", "targets")}
-    assert table.begin({"stage": "examples", **RECIPE.section("examples"), "inputs": inputs})
+def test_a_killed_run_ends_with_the_same_shards(done: Path, tmp_path: Path) -> None:
+    where = write_inputs(tmp_path, World())
+    attempt, whole = examples.order(RECIPE, where).begin(), table_of(done).read().to_pylist()
     for place in (0, 1):
-        table.commit(expected()[place * ROWS_PER_SHARD : (place + 1) * ROWS_PER_SHARD], [], place=place)
+        attempt.write(whole[place * ROWS_PER_SHARD : (place + 1) * ROWS_PER_SHARD], [], place=place)
+    first = table_of(tmp_path).shards()
     assert examples.run(RECIPE, where) == "examples: 21 rows, 2 rejects (no_targets 2)"
-    assert table.read().to_pylist() == expected()
-    assert shard_sizes(table) == [5, 5, 5, 5, 1]
+    assert table_of(tmp_path).read().to_pylist() == whole, "inputs were read in another order"
+    assert shard_sizes(table_of(tmp_path)) == [5, 5, 5, 5, 1] and table_of(tmp_path).shards()[:2] == first
+
+
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_what_changed_is_made_anew_and_nothing_else(data: Path, opened: Watch) -> None:
+    """A target's text, a split, a video that left, and one that the teacher wrote for now."""
+    table, world = table_of(data), World()
+    before = {row["video_id"]: row for row in table.read().to_pylist()}
+    held = {path: (Path(path).read_bytes(), set(pq.read_table(path)["video_id"].to_pylist())) for path in table.shards()}
+    world.targets["v03"][0]["target"] = "another text"
+    world.splits["v04"] = "test"
+    del world.splits["v05"]
+    world.targets["v07"] = target_rows("v07")
+    where = write_inputs(data, world)
+    assert examples.run(RECIPE, where) == "examples: 21 rows, 1 rejects (no_targets 1)"
+    after = {row["video_id"]: row for row in table.read().to_pylist()}
+    by_id = {row["video_id"]: row for row in expected(world)}
+    assert {name: {key: row[key] for key in row if key != "version"} for name, row in after.items()} == by_id
+    assert {name for name in after if before.get(name) != after[name]} == {"v03", "v04", "v07"}
+    assert {before[name]["version"] == after[name]["version"] for name in ("v03", "v04")} == {False}
+    assert sorted(in_shards(table)) == sorted(after), "stale rows have left the files"
+    untouched = {path for path, (_, ids) in held.items() if ids.isdisjoint({"v03", "v04", "v05"})}
+    assert untouched and untouched == set(table.shards()) & held.keys()
+    assert all(Path(path).read_bytes() == held[path][0] for path in untouched)
+    assert not [path for path in held if path not in untouched and Path(path).exists()], "the old files are gone"
+    assert [row["key"] for row in table.read_rejects().to_pylist()] == ["v15/none"]
+
+    back = copy.deepcopy(world)
+    back.targets["v03"] = target_rows("v03")
+    write_inputs(data, back)
+    shards = Path(frames_set(RECIPE, str(data)).folder, "shards")
+    (needed,) = (path.name for path in shards.iterdir() if "v03" in pq.read_table(path)["video_id"].to_pylist())
+    with opened(shards) as names:
+        assert examples.run(RECIPE, where) == "examples: 21 rows, 1 rejects (no_targets 1)"
+    assert names == {needed}, "of the pictures, only the file that holds the video's"
+    again = {row["video_id"]: row for row in table.read().to_pylist()}
+    assert again == after | {"v03": before["v03"]} and sorted(in_shards(table)) == sorted(again)
 
 
 def test_another_seed_gives_another_order_of_the_same_videos() -> None:
-    import pyarrow as pa
-
-    from infra.artifacts import TARGETS, VIDEOS
-
-    targets = pa.Table.from_pylist([row for name in names() for row in target_rows(name)], schema=TARGETS.schema)
-    videos = pa.Table.from_pylist([{"video_id": name, "split": "train"} for name in names()], schema=VIDEOS.schema)
-    one, other = (examples.lookup_table(names(), targets, videos, seed=seed) for seed in (0, 1))
+    names, rows = list(World().splits), [{"video_id": name} | row for name, its in World().targets.items() for row in its]
+    targets = pa.Table.from_pylist(rows, schema=TARGETS.schema)
+    videos = pa.Table.from_pylist([{"video_id": name, "split": "train"} for name in names], schema=VIDEOS.schema)
+    one, other = (examples.lookup_table(names, targets, videos, seed=seed) for seed in (0, 1))
     assert one["video_id"].to_pylist() != other["video_id"].to_pylist()
-    assert set(one["video_id"].to_pylist()) == set(other["video_id"].to_pylist())
-    backwards = examples.lookup_table(names()[::-1], targets.take(list(range(len(targets)))[::-1]), videos, seed=0)
+    assert set(EXAMPLES.keys_of(one).to_pylist()) == set(EXAMPLES.keys_of(other).to_pylist())
+    backwards = examples.lookup_table(names[::-1], targets.take(list(range(len(targets)))[::-1]), videos, seed=0)
     assert backwards.equals(one)
 
 
-def test_other_inputs_or_settings_are_refused_and_missing_ones_named(tmp_path: Path) -> None:
+def test_a_version_says_split_and_targets() -> None:
+    def version(split: str, *texts: str) -> str:
+        rows = [{"video_id": "v", "prompt_id": f"p{i}", "task": "t", "prompt": "p", "target": text} for i, text in enumerate(texts)]
+        videos = pa.table({"video_id": ["v"], "split": [split]})
+        return str(examples.lookup_table(["v"], pa.Table.from_pylist(rows, schema=TARGETS.schema), videos, seed=0)["version"][0])
+
+    assert version("train", "a", "b") == version("train", "a", "b")
+    assert len({version("train", "a", "b"), version("test", "a", "b"), version("train", "a"), version("train", "b", "a")}) == 4
+
+
+def test_other_settings_are_a_set_beside_and_missing_inputs_are_named(tmp_path: Path) -> None:
     where = Where(data=str(tmp_path))
-    with pytest.raises(BadInputError, match="frames is not there"):
+    with pytest.raises(BadInputError, match="no complete set of this recipe's teacher and frames: run `video2lora targets` first"):
         examples.run(RECIPE, where)
-    write_inputs(tmp_path)
-    inputs = {name: Table(str(tmp_path), name).made_from() for name in ("frames", "targets")}
-    Table(str(tmp_path), "examples").begin({"stage": "examples", **RECIPE.section("examples"), "inputs": inputs})
-    other = Recipe(examples=ExamplesSettings(rows_per_shard=ROWS_PER_SHARD, seed=4))
-    with pytest.raises(MadeFromOtherError, match=r"examples\.seed: there 3, here 4"):
-        examples.run(other, where)
+    write_inputs(tmp_path, World())
+    other = RECIPE.model_copy(update={"examples": ExamplesSettings(rows_per_shard=ROWS_PER_SHARD, seed=4)})
+    assert table_of(tmp_path).folder != table_of(tmp_path, other).folder
+    frames_set(RECIPE, str(tmp_path)).begin({"of": "a run that was killed"}, ["v00"])
+    with pytest.raises(BadInputError, match=r"frames/uniform-3-384px-\w{8} is not there or not complete"):
+        examples.run(RECIPE, where)

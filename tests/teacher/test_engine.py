@@ -1,81 +1,96 @@
-"""What the engine is made of, short of vLLM: the model's description and the preprocessing. `test_targets` runs the engine itself."""
+"""What is settled before an engine starts: options, frames, room. `test_vllm_engine` and `test_endpoint` run the engines themselves."""
 
 import io
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from infra.config import TeacherSettings
-from infra.errors import BadInputError
-from teacher.engine import find_model, max_model_len, pictures
+from infra.config import TeacherSettings, Where
+from infra.errors import BadInputError, StageFailedError
+from teacher.capacity import check_room, engine_count
+from teacher.engine import Clip, EngineOptions, engine_options, spoken
+from teacher.models import find_model
+from teacher.vllm_engine import squares
+from teacher.vllm_settings import engine_environment, llm_arguments
+from teacher.write_targets import Plan
+from tests.teacher.clips_of_noise import noise_clip, noise_jpeg
+from tests.teacher.tiny_llava import save_llava
 from video2lora.pixels import squash
-from video2lora.pretrained import load_vlm
 
 
-def jpeg(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, format="JPEG", quality=95, subsampling=0)
-    return file.getvalue()
+def plan(folder: Path, *, n_frames: int = 3, **settings: int) -> Plan:
+    teacher = TeacherSettings(model=str(folder), **settings)  # type: ignore[arg-type]
+    return Plan(find_model(teacher), teacher, EngineOptions(), n_frames=n_frames)
 
 
-@pytest.fixture
-def images() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (3, 61, 83, 3), dtype=np.uint8)
-
-
-def test_a_folder_is_described_as_transformers_reads_it(vlm_folder: Path) -> None:
-    model, vlm = find_model(TeacherSettings(model=str(vlm_folder))), load_vlm(str(vlm_folder))
-    text = vlm.model.config.text_config
-    assert (model.image_size_px, model.n_image_tokens) == (vlm.family.image_size_px, vlm.family.n_image_tokens)
-    assert model.max_positions == text.max_position_embeddings
-    assert model.n_kv_values == 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-    assert model.revision is None
-
-
-def test_the_smaller_of_recipe_and_model_limits_the_context(vlm_folder: Path) -> None:
-    settings = TeacherSettings(model=str(vlm_folder), max_model_len=8192)
-    assert max_model_len(find_model(settings), settings) == 1024
-    assert max_model_len(find_model(settings), settings.model_copy(update={"max_model_len": 96})) == 96
-
-
-def test_identity_follows_weights_and_tokenizer_and_nothing_else(vlm_folder: Path, tmp_path: Path) -> None:
-    def digest(folder: Path) -> str:
-        return find_model(TeacherSettings(model=str(folder))).identity.split("@")[1]
-
-    copy = Path(shutil.copytree(vlm_folder, tmp_path / "copy"))
-    (copy / "training.json").write_text("{}")
-    assert digest(copy) == digest(vlm_folder)
-    (copy / "tokenizer.json").write_text((copy / "tokenizer.json").read_text() + "\n")
-    assert digest(copy) != digest(vlm_folder)
-
-
-def test_what_is_no_model_is_refused_with_the_setting(vlm_folder: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(vlm_folder, tmp_path / "copy"))
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({name: value for name, value in config.items() if name != "vision_config"}))
-    (tmp_path / "empty").mkdir()
-    for wrong in (copy, tmp_path / "empty", tmp_path / "missing"):
-        with pytest.raises(BadInputError, match=r"teacher\.model"):
-            find_model(TeacherSettings(model=str(wrong)))
-    with pytest.raises(BadInputError, match=r"teacher\.revision: got 'abc' for .*, which is a folder"):
-        find_model(TeacherSettings(model=str(vlm_folder), revision="abc"))
-
-
-def test_pictures_are_the_methods_squares_named_by_content(images: np.ndarray) -> None:
-    jpegs = [jpeg(image) for image in images]
-    found = pictures([*jpegs, jpegs[0]], size_px=48)
-    decoded = np.stack([np.asarray(Image.open(io.BytesIO(one)).convert("RGB")) for one in jpegs])
+def test_pictures_are_the_methods_squares_named_by_content() -> None:
+    clip = noise_clip("video", ["What?"])
+    again = Clip("video", [*clip.jpegs, clip.jpegs[0]], [*clip.timestamps_s, 9.0], 10.0, clip.prompts)
+    found = squares(again, 48)
+    decoded = np.stack([np.asarray(Image.open(io.BytesIO(one)).convert("RGB")) for one in clip.jpegs])
     assert np.array_equal(np.stack([np.asarray(image) for image in found.images[:3]]), squash(decoded, 48))
     assert found.image_ids[0] == found.image_ids[3]
     assert len(set(found.image_ids)) == 3
+    assert found.words.count("<image>") == 4
 
 
-def test_damaged_frames_raise(images: np.ndarray) -> None:
-    whole = jpeg(images[0])
+def test_damaged_frames_raise() -> None:
+    whole = noise_jpeg(np.random.default_rng(0))
     for damaged in (b"", b"no picture", whole[: len(whole) // 2]):
         with pytest.raises(ValueError, match="frame 1: "):
-            pictures([whole, damaged], size_px=48)
+            squares(Clip("video", [whole, damaged], [0.0, 1.0], 2.0, []), 48)
+
+
+def test_words_of_a_chat_say_when_each_frame_was_seen() -> None:
+    assert spoken(Clip("video", [b"", b""], [0.0, 75.5], 80.2, [])) == [
+        "You are provided the following series of two frames from a 0:01:20 [H:MM:SS] video.\n\nFrame from 00:00:",
+        "Frame from 01:15:",
+        "",
+    ]
+
+
+def test_the_environment_says_how_engines_run() -> None:
+    assert engine_options(Where()) == EngineOptions()
+    on_gpus = engine_options(Where(teacher_gpus=2.0, teacher_max_num_seqs=7, teacher_max_num_batched_tokens=999))
+    assert (on_gpus.tensor_parallel, on_gpus.process, on_gpus.max_num_seqs, on_gpus.max_num_batched_tokens) == (2, True, 7, 999)
+    assert engine_options(Where(teacher_gpus=0.5)).tensor_parallel == 1
+    assert engine_options(Where(teacher_engine_process=True)).process
+    assert not engine_options(Where(teacher_gpus=1.0, teacher_engine_process=False)).process
+    assert engine_options(Where(teacher_gpus=4.0, teacher_tensor_parallel=2)).tensor_parallel == 2
+    with pytest.raises(BadInputError, match="teacher_tensor_parallel: got 2, more than the 1 GPUs"):
+        engine_options(Where(teacher_gpus=1.0, teacher_tensor_parallel=2))
+
+
+def test_the_environments_limits_reach_vllm_and_its_process(vlm_folder: Path, tmp_path: Path) -> None:
+    settings = TeacherSettings(model=str(vlm_folder))
+    model, limits = find_model(settings), EngineOptions(max_num_seqs=7, max_num_batched_tokens=999, tensor_parallel=2, process=True)
+    arguments = llm_arguments(model, settings, limits, n_frames=5)
+    assert [arguments[name] for name in ("max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size")] == [7, 999, 2]
+    assert arguments["limit_mm_per_prompt"] == {"image": 5}
+    assert engine_environment(model, limits)["VLLM_ENABLE_V1_MULTIPROCESSING"] == "1"
+    assert engine_environment(model, EngineOptions(n_threads=3))["OMP_NUM_THREADS"] == "3"
+    assert "max_num_seqs" not in llm_arguments(model, settings, EngineOptions(gpu=True), n_frames=5), "vLLM's own choice on a GPU"
+    save_llava(tmp_path)
+    other = llm_arguments(find_model(TeacherSettings(model=str(tmp_path))), settings, EngineOptions(), n_frames=5)
+    assert "hf_overrides" not in other and "mm_processor_kwargs" not in other, "its own processor resizes"
+
+
+def test_frames_that_fill_the_context_are_refused_with_the_setting(vlm_folder: Path, tmp_path: Path) -> None:
+    check_room(plan(vlm_folder, max_tokens=8, max_model_len=20))  # 3 frames of 4 tokens
+    with pytest.raises(BadInputError, match=r"teacher\.max_model_len: 3 frames are 12 tokens, and 11 is all"):
+        check_room(plan(vlm_folder, max_tokens=9, max_model_len=20))
+    save_llava(tmp_path)
+    check_room(plan(tmp_path, max_tokens=9, max_model_len=20))  # only its processor knows
+
+
+def test_as_many_engines_as_there_is_work_and_room_for() -> None:
+    many = 1_000_000
+    assert engine_count(many, {"CPU": 2.0}, Where()) == 2
+    assert engine_count(many, {"CPU": 8.0, "GPU": 3.0}, Where(teacher_gpus=1.0)) == 3
+    assert engine_count(5, {"CPU": 8.0}, Where()) == 1
+    assert engine_count(5, {"CPU": 8.0}, Where(teacher_replicas=4)) == 4
+    for resources, where in (({"CPU": 8.0}, Where(teacher_gpus=1.0)), ({"CPU": 2.0}, Where(teacher_replicas=3))):
+        with pytest.raises(StageFailedError, match="VIDEO2LORA_TEACHER"):
+            engine_count(many, resources, where)

@@ -1,4 +1,4 @@
-"""The stage: row functions on plain data; then one real run through Ray and vLLM, with transformers as its oracle."""
+"""The stage: row functions on plain data; then a real run through Ray and vLLM, with transformers as its oracle, and one after a change."""
 
 import io
 import time
@@ -10,83 +10,70 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+import yaml
 from PIL import Image
 
 from infra.artifacts import FRAMES, QUESTIONS, VIDEOS
 from infra.config import FramesSettings, Recipe, TeacherSettings, Where
-from infra.errors import BadInputError, MadeFromOtherError, StageFailedError
+from infra.sets import frames_made, frames_set
+from infra.stage import Order
 from infra.storage import Table
 from teacher import targets
-from teacher.engine import Model, Pictures, Request, Written, find_model
-from teacher.prompts import MIXED, Prompt
+from teacher.engine import Refused, Written
+from teacher.models import find_model
+from teacher.prompts import Prompt, load_prompt_set
+from teacher.write_targets import refused_text, target_key, target_reject, target_row, teacher_name
+from tests.teacher.clips_of_noise import noise_jpeg
 from video2lora.pretrained import load_vlm
 from video2lora.sampling import Frames, Sampling
 
-MODEL = Model("/m", None, "m@1", image_size_px=48, n_image_tokens=4, max_positions=100, n_kv_values=8, processor="Idefics3Processor")
 PROMPT = Prompt("summary-1", "summary", "Summarize the video.")
+MADE_WORLD = load_prompt_set("made_world")
 
 
-def plan(**settings: Any) -> targets.Plan:
-    return targets.Plan(MODEL, TeacherSettings(**settings), sampling="uniform-3", n_frames=3, gpu=False)
+def table_of(spec: Any, rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=spec.schema)
 
 
-def test_prompts_left_are_those_without_an_outcome() -> None:
-    videos = pa.Table.from_pylist([{"video_id": "a", "split": "train"}, {"video_id": "b", "split": "test"}], schema=VIDEOS.schema)
-    questions = pa.Table.from_pylist(
-        [{"question_id": f"q{name}", "video_id": name, "question": "What shape is shown?"} for name in ("a", "b", "gone")],
-        schema=QUESTIONS.schema,
-    )
-    asked = targets.prompts_by_video(["a", "b"], videos, questions, MIXED)
-    assert {name: [one.task for one in of] for name, of in asked.items()} == {
+def test_every_prompt_of_every_video_with_frames_is_asked_for() -> None:
+    splits = {"a": "train", "b": "test"}
+    videos = table_of(VIDEOS, [{"video_id": name, "split": split, "span_kind": "full"} for name, split in splits.items()])
+    asked = [{"question_id": f"q{name}", "video_id": name, "question": "What shape is shown?"} for name in ("a", "b", "gone")]
+    found = targets.prompts_by_video(["a", "b"], videos, table_of(QUESTIONS, asked), MADE_WORLD)
+    assert {name: [one.task for one in of] for name, of in found.items()} == {
         "a": ["summary", "caption", "question"],
         "b": ["summary", "caption"],
     }
-    done = {targets.target_key("a", one, "t") for one in asked["a"][:2]} | {targets.target_key("b", one, "t") for one in asked["b"]}
-    assert targets.without_done(asked, done, "t") == {"a": [asked["a"][2]]}
-    assert targets.without_done(asked, done, "another teacher") == asked
+    of_paper = targets.prompts_by_video(["a"], videos, table_of(QUESTIONS, []), load_prompt_set("paper"))
+    assert [one.prompt_id for one in of_paper["a"]] == ["full-1"]
 
 
 def test_frames_come_with_what_is_left_to_ask() -> None:
-    rows = [{"video_id": name, "sampling": f"uniform-{n}"} for name in ("a", "b") for n in (3, 4)]
-    frames = pa.Table.from_pylist(rows, schema=FRAMES.schema)
-    found = targets.with_prompts(frames, {"b": [PROMPT], "gone": [PROMPT]}, sampling="uniform-4").to_pylist()
-    assert [(row["video_id"], row["sampling"]) for row in found] == [("b", "uniform-4")]
-    assert [Prompt(**one) for one in found[0]["prompts"]] == [PROMPT]
-
-
-def test_a_prompt_is_refused_for_its_length_and_for_an_image_token_of_its_own() -> None:
-    seen = Pictures(images=[Image.new("RGB", (48, 48))] * 3, image_ids=["x"] * 3)
-    assert targets.refused_prompt(Request([0] * 20, 3, 50, seen), longest=50) is None
-    for request, reason in ((Request([0] * 20, 3, 51, seen), "prompt_too_long"), (Request([0] * 20, 4, 30, seen), "bad_row")):
-        why = targets.refused_prompt(request, longest=50)
-        assert why is not None and why[0] == reason
+    (asked,) = targets.ask_by_shard({"/shard": ["a", "b"], "/other": ["c"]}, {"b": [PROMPT], "gone": [PROMPT]})
+    assert set(asked["address"].to_pylist()) == {"/shard"}
+    frames = table_of(FRAMES, [{"video_id": name} for name in ("a", "b")]).select(targets.FRAME_COLUMNS)
+    (found,) = targets.with_prompts(frames, asked).to_pylist()
+    assert found["video_id"] == "b"
+    assert [Prompt(**one) for one in found["prompts"]] == [PROMPT]
 
 
 def test_a_text_is_refused_if_cut_off_or_empty() -> None:
-    assert targets.refused_text(Written("red", 2, "stop"), keep_unfinished=False) is None
-    assert targets.refused_text(Written("red", 2, "length"), keep_unfinished=True) is None
-    for written, reason in ((Written("", 1, "stop"), "empty_target"), (Written("red", 2, "length"), "unfinished_target")):
-        why = targets.refused_text(written, keep_unfinished=False)
-        assert why is not None and why[0] == reason
+    written = Written("red", 2, "stop", 40)
+    assert refused_text(written, keep_unfinished=False) is None
+    cut_off = Written("red", 2, "length", 40)
+    assert refused_text(cut_off, keep_unfinished=True) is None
+    for text, reason in ((Written("", 1, "stop", 40), "empty_target"), (cut_off, "unfinished_target")):
+        why = refused_text(text, keep_unfinished=False)
+        assert why is not None and why.reason == reason
 
 
-def test_a_row_has_every_column() -> None:
-    row = targets.target_row("a", PROMPT, Written("red", 2, "stop"), "t")
-    assert set(row) == set(Table("", "targets").spec.schema.names)
-    assert targets.target_key("a", PROMPT, "t") == "/".join(row[name] for name in Table("", "targets").spec.key)
-
-
-def test_frames_that_fill_the_context_are_refused_with_the_setting() -> None:
-    targets.check_room(plan(max_tokens=8, max_model_len=20))
-    with pytest.raises(BadInputError, match=r"teacher\.max_model_len"):
-        targets.check_room(plan(max_tokens=9, max_model_len=20))
-
-
-def test_engines_that_fit() -> None:
-    assert targets.engines_that_fit({"CPU": 2.0}, Where()) == 2
-    assert targets.engines_that_fit({"CPU": 8.0, "GPU": 3.0}, Where(teacher_gpus=1.0)) == 3
-    with pytest.raises(StageFailedError, match="VIDEO2LORA_TEACHER"):
-        targets.engines_that_fit({"CPU": 8.0}, Where(teacher_gpus=1.0))
+def test_a_row_has_every_column_and_a_reject_the_same_key() -> None:
+    spec, written = Table("", "targets").spec, Written("red", 2, "stop", 40, [5, 6], [5, 7, 6, 8], [-0.1, -2.0, -0.2, -1.0])
+    row = target_row("a", PROMPT, written, "t")
+    assert list(row) == spec.schema.names
+    assert table_of(spec, [row]).to_pylist()[0]["top_token_ids"] == [5, 7, 6, 8]
+    assert target_key("a", PROMPT) == spec.key_of(row) == f"a/summary-1/{PROMPT.version}"
+    assert target_reject("a", PROMPT, Refused("empty_target", "nothing"))["key"] == spec.key_of(row)
 
 
 @dataclass(frozen=True)
@@ -97,6 +84,7 @@ class Finished:
     where: Where
     told: str
     before: dict[str, Any]  # the row that a run before it had committed
+    table: Table
     rows: list[dict[str, Any]]
     rejects: list[dict[str, Any]]
 
@@ -106,48 +94,50 @@ LONG, SPELT = "Which way does the object move?" * 20, "What is <image> about?"
 TIMES_S = [0.0, 0.9, 1.9]
 
 
-def write_inputs(root: str) -> None:
+def complete(order: Order, rows: list[dict[str, Any]]) -> None:
+    """Write a table in blocks of four, and close its books."""
+    attempt = order.begin()
+    for start in range(0, len(rows), 4):
+        attempt.write([dict.fromkeys(order.table.spec.schema.names) | row for row in rows[start : start + 4]], [])
+    attempt.complete()
+
+
+def write_inputs(recipe: Recipe, root: str) -> None:
     """Six videos of three frames, one of them damaged; a question for each, one far too long, one with an image token."""
     rng = np.random.default_rng(7)
     videos, frames = [], []
     for name in VIDEO_IDS:
-        files = [io.BytesIO() for _ in TIMES_S]
-        for file in files:
-            Image.fromarray(rng.integers(0, 256, (40, 64, 3), dtype=np.uint8)).resize((64, 40)).save(file, format="JPEG", quality=95)
-        jpegs = [file.getvalue() for file in files]
+        jpegs = [noise_jpeg(rng) for _ in TIMES_S]
         jpegs[1] = jpegs[1][:300] if name == "damaged-0" else jpegs[1]
         split = "train" if name == "damaged-0" else name.split("-")[0]
-        videos.append({"video_id": name, "uri": f"/{name}.mp4", "split": split})
+        videos.append({"video_id": name, "version": "1", "uri": f"/{name}.mp4", "split": split})
         frames.append({"video_id": name, "sampling": "uniform-3", "jpegs": jpegs, "timestamps_s": TIMES_S, "duration_s": 2.9})
         frames[-1] |= {"height_px": 40, "width_px": 64}
     asked = [(f"q-{name}", name, "What shape is shown?") for name in VIDEO_IDS]
     asked += [("q-long", "train-0", LONG), ("q-spelt", "train-1", SPELT)]
-    questions = [{"question_id": key, "video_id": name, "question": text, "references": ["circle"]} for key, name, text in asked]
-    for spec, rows in ((VIDEOS, videos), (FRAMES, frames), (QUESTIONS, questions)):
-        table = Table(root, spec.name)
-        table.begin({"stage": "test"})
-        for start in range(0, len(rows), 4):
-            table.commit(rows[start : start + 4], [])
-        table.complete(n_in=len(rows))
+    questions = [
+        {"question_id": key, "version": "1", "video_id": name, "question": text, "references": ["circle"]} for key, name, text in asked
+    ]
+    for table, rows in ((Table(root, "videos"), videos), (frames_set(recipe, root), frames), (Table(root, "questions"), questions)):
+        made = frames_made(recipe) if table.name == "frames" else {}
+        complete(Order(table, {"stage": "test"}, [table.spec.key_of(row) for row in rows], made), rows)
 
 
 @pytest.fixture(scope="module")
 def finished(vlm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """One real run, which continues behind a block that an earlier one had committed. One CPU: engine and reader must share it."""
     root = str(tmp_path_factory.mktemp("data"))
-    write_inputs(root)
-    recipe = Recipe(
-        frames=FramesSettings(sampling=Sampling(policy="uniform", n_frames=3)),
-        teacher=TeacherSettings(model=str(vlm_folder), max_tokens=5, max_model_len=160, unfinished="reject", videos_per_block=2),
-    )
+    teacher = TeacherSettings(model=str(vlm_folder), prompts="made_world", max_tokens=5, max_model_len=160, videos_per_block=2)
+    recipe = Recipe(frames=FramesSettings(sampling=Sampling(policy="uniform", n_frames=3)), teacher=teacher)
+    write_inputs(recipe, root)
     where = Where(data=root, n_cpus=1)
-    model, table = find_model(recipe.teacher), Table(root, "targets")
-    assert table.begin(targets.made_from(recipe, where, model))
+    weights = teacher_name(find_model(teacher), teacher)
     question = Prompt("q-train-2", "question", "What shape is shown?")
-    before = targets.target_row("train-2", question, Written("of an earlier run", 4, "stop"), targets.teacher_name(model, recipe.teacher))
-    table.commit([before], [])
+    before = target_row("train-2", question, Written("of an earlier run", 4, "stop", 40), weights)
+    order = targets.order(recipe, where)
+    order.begin().write([before], [])
     told = targets.run(recipe, where)
-    return Finished(recipe, where, told, before, table.read().to_pylist(), table.read_rejects().to_pylist())
+    return Finished(recipe, where, told, before, order.table, order.table.read().to_pylist(), order.table.read_rejects().to_pylist())
 
 
 @pytest.mark.slow
@@ -173,7 +163,7 @@ def test_rejects_say_why(finished: Finished) -> None:
 @pytest.mark.slow
 def test_texts_are_those_of_transformers_on_the_same_frames(finished: Finished, vlm_folder: Path) -> None:
     vlm = load_vlm(str(vlm_folder))
-    prompts = {one.prompt_id: one.prompt for of in MIXED.groups.values() for one in of}
+    prompts = {one.id: one.text for of in MADE_WORLD.groups.values() for one in of.wordings}
     prompts |= {f"q-{name}": "What shape is shown?" for name in VIDEO_IDS}
     written = {(row["video_id"], row["prompt_id"]): row["target"] for row in finished.rows if row != finished.before}
     for row in finished.rejects:
@@ -181,7 +171,7 @@ def test_texts_are_those_of_transformers_on_the_same_frames(finished: Finished, 
             video_id, prompt_id = row["key"].split("/")[:2]
             written[video_id, prompt_id] = "" if row["reason"] == "empty_target" else row["detail"].split(": ", 1)[1]
     assert len(written) == 4 * 3 + 2 - 1
-    for frames in Table(finished.where.data, "frames").read().to_pylist():
+    for frames in frames_set(finished.recipe, finished.where.data).read().to_pylist():
         mine = {prompt_id: text for (video_id, prompt_id), text in written.items() if video_id == frames["video_id"]}
         if not mine:
             continue
@@ -204,7 +194,34 @@ def test_a_second_run_starts_neither_ray_nor_an_engine(finished: Finished) -> No
 
 
 @pytest.mark.slow
-def test_another_teacher_is_refused(finished: Finished) -> None:
-    other = finished.recipe.model_copy(update={"teacher": finished.recipe.teacher.model_copy(update={"max_tokens": 6})})
-    with pytest.raises(MadeFromOtherError, match=r"teacher\.max_tokens"):
-        targets.run(other, finished.where)
+def test_a_changed_prompt_is_asked_anew_and_nothing_else(finished: Finished, tmp_path: Path) -> None:
+    """Another caption, another form of questions; the summaries and their rejects stay where they were written."""
+    summary, caption = (asdict_of(MADE_WORLD.groups[name].wordings) for name in ("summary", "caption"))
+    for one in caption:
+        one["text"] += " Be short."
+    changed = {
+        "id": "changed",
+        "version": "1",
+        "source": "ours",
+        "draw": "remainder",
+        "groups": {"summary": {"task": "summary", "wordings": summary}, "caption": {"task": "caption", "wordings": caption}},
+        "questions": {"forms": [{"id": "", "text": "{question}"}, {"id": "short", "text": "{question} Be short."}]},
+    }
+    (tmp_path / "changed.yaml").write_text(yaml.safe_dump(changed))
+    recipe = finished.recipe.model_copy(
+        update={"teacher": finished.recipe.teacher.model_copy(update={"prompts": str(tmp_path / "changed.yaml")})}
+    )
+    before = dict(zip(*(finished.table.counted()[name].to_pylist() for name in ("key", "path")), strict=True))
+    targets.run(recipe, finished.where)
+    after = dict(zip(*(finished.table.counted()[name].to_pylist() for name in ("key", "path")), strict=True))
+    new = after.keys() - before.keys()
+    n_asked = {"caption": 6, "short": 7}  # one for each video; one for each question that may be asked
+    assert {task: sum(task in key for key in new) for task in n_asked} == n_asked
+    assert len(new) == sum(n_asked.values())
+    assert {key: path for key, path in after.items() if key not in new} == {
+        key: path for key, path in before.items() if "caption" not in key
+    }
+
+
+def asdict_of(wordings: Any) -> list[dict[str, Any]]:
+    return [{"id": one.id, "text": one.text} for one in wordings]

@@ -1,12 +1,16 @@
 """Examples of made-up pictures: a bright square in one of four colours, and questions whose answers name the colour."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from infra.config import Recipe
+from infra.sets import examples_made, examples_set, targets_made, targets_set
+from infra.stage import Order
 from infra.storage import Table
 from training.batches import Example, decode_row, example
 from video2lora.tiny.build import build_model, build_tokenizer, save_vlm
@@ -26,22 +30,39 @@ def a_row(number: int, *, split: str = "train", n_frames: int = 3) -> dict[str, 
         Image.fromarray(picture).save(buffer, "JPEG", quality=95)
         jpegs.append(buffer.getvalue())
     targets = [{"task": "qa", "prompt": question, "target": f"It is {colour}."} for question in QUESTIONS]
-    times_s = [0.5 * i for i in range(n_frames)]
-    row = {"video_id": f"video-{number:03d}", "split": split, "jpegs": jpegs, "timestamps_s": times_s, "duration_s": 0.5 * n_frames}
-    return {**row, "targets": targets}
+    times = {"timestamps_s": [0.5 * i for i in range(n_frames)], "duration_s": 0.5 * n_frames}
+    return {"video_id": f"video-{number:03d}", "version": "v", "split": split, "jpegs": jpegs, **times, "targets": targets}
 
 
 def an_example(number: int) -> Example:
     return example(decode_row(a_row(number)))
 
 
-def write_examples(data: str, rows: list[dict[str, Any]]) -> None:
-    """The complete table, in two shards."""
-    table = Table(data, "examples")
-    assert table.begin({"stage": "examples", "by": "a test"})
-    table.commit(rows[::2], [])
-    table.commit(rows[1::2], [])
-    table.complete(n_in=len(rows))
+def fill(
+    table: Table, rows: Sequence[dict[str, Any]], rejects: Sequence[dict[str, Any]] = (), *, made: dict[str, Any] | None = None
+) -> None:
+    """A complete table in two blocks, as an earlier stage leaves it."""
+    rows = [({"version": "v"} if "version" in table.spec.key else {}) | row for row in rows]
+    wanted = [table.spec.key_of(row) for row in rows] + [row["key"] for row in rejects]
+    attempt = Order(table, {"stage": f"test of {table.name}"}, wanted, made or {}).begin()
+    attempt.write(rows[::2], rejects)
+    attempt.write(rows[1::2], [])
+    attempt.complete()
+
+
+def fill_targets(recipe: Recipe, data: str, rows: Sequence[dict[str, Any]]) -> Table:
+    """The recipe's targets, by a teacher that does not matter."""
+    table = targets_set(recipe, data, weights="toy")
+    fill(table, rows, made=targets_made(recipe, weights="toy"))
+    return table
+
+
+def write_examples(recipe: Recipe, data: str, rows: Sequence[dict[str, Any]]) -> Table:
+    """The recipe's examples, from targets of no rows."""
+    targets = fill_targets(recipe, data, [])
+    table = examples_set(recipe, targets)
+    fill(table, rows, made=examples_made(recipe, targets))
+    return table
 
 
 def write_vlm(folder: Path) -> None:

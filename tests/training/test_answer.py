@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_examples import fill, fill_targets
 from PIL import Image
 
 from infra.config import AnswerSettings, Recipe, VLMSettings, Where
-from infra.errors import BadInputError, MadeFromOtherError
-from infra.storage import Table, read_json, write_new
+from infra.errors import BadInputError
+from infra.objects import write_new
+from infra.sets import answers_set, frames_made, frames_set, sets_of
+from infra.stage import Order
+from infra.storage import Table
 from training import answer
 from training.systems import Systems, frames_of
 from video2lora import prompts
@@ -41,14 +45,6 @@ def jpegs(seed: int, *, height_px: int, width_px: int) -> list[bytes]:
     return pictures
 
 
-def fill(data: str, name: str, rows: list[dict[str, Any]]) -> None:
-    """A complete table, as an earlier stage leaves it."""
-    table = Table(data, name)
-    table.begin({"stage": f"test {name}"})
-    table.commit(rows, [])
-    table.complete(n_in=len(rows))
-
-
 def question(number: int, video_id: str, wording: str) -> dict[str, Any]:
     return {
         "question_id": f"q{number:02d}",
@@ -60,30 +56,29 @@ def question(number: int, video_id: str, wording: str) -> dict[str, Any]:
     }
 
 
-def write_inputs(data: str) -> None:
+def write_inputs(recipe: Recipe, data: str) -> None:
     """Five test videos of different shapes with frames, one without, one to train on; v3 has no text by the teacher, v2 a caption alone."""
     videos = [{"video_id": v, "uri": v, "split": "test"} for v in (*TEST_VIDEOS, "blank")] + [
         {"video_id": "t0", "uri": "t", "split": "train"}
     ]
-    fill(data, "videos", videos)
+    fill(Table(data, "videos"), videos)
     asked = [question(3 * i + k, v, WORDINGS[k]) for i, v in enumerate(TEST_VIDEOS) for k in range(3)]
     asked += [question(50, "blank", WORDINGS[0]), question(51, "t0", WORDINGS[0])]
     asked += [question(52, "v1", "Is <image> a token?"), question(53, "v2", "why " * 1100)]
-    fill(data, "questions", asked)
+    fill(Table(data, "questions"), asked)
     frames = [
         {
-            "video_id": v, "sampling": sampling, "jpegs": jpegs(i, height_px=31 + i, width_px=41), "timestamps_s": [0.0, 0.5, 1.0],
+            "video_id": v, "sampling": "uniform-3", "jpegs": jpegs(i, height_px=31 + i, width_px=41), "timestamps_s": [0.0, 0.5, 1.0],
             "duration_s": 1.2, "height_px": 31 + i, "width_px": 41,
         }
         for i, v in enumerate((*TEST_VIDEOS, "t0"))
-        for sampling in ("uniform-3", "uniform-5")
     ]  # fmt: skip
-    fill(data, "frames", frames)
+    fill(frames_set(recipe, data), frames, made=frames_made(recipe))
     said = [(v, "caption") for v in ("v0", "v1", "v2", "v4")] + [(v, "summary") for v in ("v0", "v1", "v4")]
     targets = [
         {"video_id": v, "prompt_id": task, "teacher": "toy", "task": task, "prompt": "?", "target": f"A {task} of {v}."} for v, task in said
     ]
-    fill(data, "targets", targets)
+    fill_targets(recipe, data, targets)
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +121,9 @@ def a_recipe(vlm_folder: Path, **answer_settings: Any) -> Recipe:
     return recipe.model_copy(update={"frames": recipe.frames.model_copy(update={"sampling": sampling})})
 
 
-def a_data_folder(folder: Path, hypernetwork_folder: Path) -> Where:
+def a_data_folder(recipe: Recipe, folder: Path, hypernetwork_folder: Path) -> Where:
     data = folder / "data"
-    write_inputs(str(data))
+    write_inputs(recipe, str(data))
     for name in ("config.json", "hypernetwork.safetensors"):
         write_new(str(data / "hypernetwork" / name), (hypernetwork_folder / name).read_bytes())
     write_new(str(data / "hypernetwork" / "made.json"), b'{"stage": "train"}')
@@ -144,13 +139,19 @@ def recipe(vlm_folder: Path) -> Recipe:
 @pytest.fixture(scope="module")
 def where(recipe: Recipe, hypernetwork_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Where:
     """A data folder in which the stage has run once."""
-    where = a_data_folder(tmp_path_factory.mktemp("run"), hypernetwork_folder)
+    where = a_data_folder(recipe, tmp_path_factory.mktemp("run"), hypernetwork_folder)
     answer.run(recipe, where)
     return where
 
 
+def the_answers(where: Where) -> Table:
+    """The one set there is."""
+    ((table, _),) = sets_of(where.data, "answers")
+    return table
+
+
 def answers(where: Where) -> dict[tuple[str, str], dict[str, Any]]:
-    return {(row["question_id"], row["system"]): row for row in Table(where.data, "answers").read().to_pylist()}
+    return {(row["question_id"], row["system"]): row for row in the_answers(where).read().to_pylist()}
 
 
 def the_blocks(recipe: Recipe, where: Where) -> list[answer.Block]:
@@ -231,7 +232,7 @@ def test_the_same_questions_are_timed_in_every_system(recipe: Recipe, where: Whe
 
 
 def test_what_cannot_be_asked_is_rejected_and_the_books_close(where: Where) -> None:
-    table = Table(where.data, "answers")
+    table = the_answers(where)
     rejects = {(row["key"], row["reason"]) for row in table.read_rejects().to_pylist()}
     n_systems = len(AnswerSettings().systems)
     assert ("q50", "question_without_video") in rejects
@@ -240,16 +241,17 @@ def test_what_cannot_be_asked_is_rejected_and_the_books_close(where: Where) -> N
     assert {(f"q{n:02d}/caption", "no_targets") for n in (9, 10, 11)} <= rejects
     assert len(rejects) == 1 + 2 * n_systems + 3 == table.n_rejects()
     assert table.n_rows() == 15 * n_systems - 3
-    assert read_json(f"{table.folder}/complete.json")["n_in"] == 17 * n_systems + 1
+    assert len(table.wanted()) == 17 * n_systems + 1 and table.is_complete()
 
 
 def test_a_killed_run_goes_on_behind_its_blocks(recipe: Recipe, where: Where, hypernetwork_folder: Path, tmp_path: Path) -> None:
-    again = a_data_folder(tmp_path, hypernetwork_folder)
-    table = Table(again.data, "answers")
-    table.begin(answer.made_from(recipe, again))
-    plan = the_blocks(recipe, again)
+    again = a_data_folder(recipe, tmp_path, hypernetwork_folder)
+    made = answer.made_from(recipe, again)
+    table, plan = answers_set(again.data, made), the_blocks(recipe, again)
     assert len(plan) > 2
-    table.commit(*next(answer.build(recipe, again, todo=plan, timed=frozenset())))
+    rows, rejects = next(answer.build(recipe, again, todo=plan, timed=frozenset()))
+    keys = [table.spec.key_of(row) for row in rows] + [row["key"] for row in rejects]
+    Order(table, {}, keys, made).begin().write(rows, rejects)
     first = set(table.shards())
     answer.run(recipe, again)
     assert first < set(table.shards()) and table.is_complete()
@@ -270,10 +272,12 @@ def test_the_second_run_returns_without_torch(recipe: Recipe, where: Where, tmp_
     assert "nothing to do" in told and has_torch == "False"
 
 
-def test_other_settings_and_missing_inputs_are_refused(recipe: Recipe, where: Where, vlm_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(MadeFromOtherError, match=r"answer\.n_timed: there 5, here 6"):
-        answer.run(a_recipe(vlm_folder, n_timed=6), where)
-    with pytest.raises(BadInputError, match="not there or not complete"):
+def test_other_settings_are_a_set_beside_and_missing_inputs_are_refused(
+    recipe: Recipe, where: Where, vlm_folder: Path, tmp_path: Path
+) -> None:
+    other = answers_set(where.data, answer.made_from(a_recipe(vlm_folder, n_timed=6), where))
+    assert other.set != the_answers(where).set and not other.is_complete() and the_answers(where).is_complete()
+    with pytest.raises(BadInputError, match=r"not there or not complete|video2lora targets"):
         answer.run(recipe, Where(data=str(tmp_path / "nothing")))
 
 

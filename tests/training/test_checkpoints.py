@@ -1,6 +1,5 @@
-"""Checkpoints exist whole or not at all, on a disk and in a bucket alike (here: fsspec's memory)."""
+"""Checkpoints exist whole or not at all, on a disk and in a bucket alike (here: ministack's)."""
 
-from itertools import count
 from pathlib import Path
 
 import fsspec
@@ -14,12 +13,12 @@ from video2lora.hypernetwork import Hypernetwork, HypernetworkConfig
 CONFIG = HypernetworkConfig(
     n_layers=2, d_vlm=5, target_modules={"down_proj": (7, 5)}, r=3, n_latents=2, n_blocks=1, d_latent=11, n_heads=2, n_kv_heads=1, d_head=3
 )
-NUMBERS = count()
 
 
 @pytest.fixture(params=["disk", "bucket"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "checkpoints") if request.param == "disk" else f"memory://bucket-{next(NUMBERS)}/checkpoints"
+    root = str(tmp_path) if request.param == "disk" else request.getfixturevalue("bucket")
+    return f"{root}/checkpoints"
 
 
 def save(folder: str, step: int) -> checkpoints.Checkpoint:

@@ -5,18 +5,22 @@ import hashlib
 import io
 import json
 import random
-from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from made_examples import fill, fill_targets
 from PIL import Image
 
+from infra.attempt import reject
 from infra.config import AnswerSettings, FramesSettings, Recipe, VLMSettings, Where
-from infra.errors import BadInputError, MadeFromOtherError
-from infra.storage import Table, read_json, reject, write_new
+from infra.errors import BadInputError
+from infra.objects import read_json, write_new
+from infra.outputs import Output
+from infra.sets import examples_made, examples_set, frames_made, frames_set
+from infra.storage import Table
 from training import gallery, measures, report
 from video2lora.tiny.build import build_model, build_tokenizer
 from video2lora.video import Sampling
@@ -94,13 +98,6 @@ def targets() -> list[dict[str, Any]]:
     ]
 
 
-def fill(where: Where, name: str, rows: list[dict[str, Any]], rejects: Sequence[dict[str, Any]] = ()) -> None:
-    table = Table(where.data, name)
-    table.begin({"stage": name})
-    table.commit(rows, list(rejects))
-    table.complete(n_in=len(rows) + len(rejects))
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     folder = tmp_path_factory.mktemp("vlm")
@@ -112,12 +109,18 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     )
 
 
-def a_data_folder(folder: Path) -> Where:
+def a_data_folder(recipe: Recipe, folder: Path) -> Where:
     where = Where(data=str(folder / "data"))
-    fill(where, "questions", questions())
-    fill(where, "frames", frames(), [reject("frames", "x", "truncated", HOSTILE), reject("frames", "y", "truncated")])
-    fill(where, "targets", targets())
-    fill(where, "answers", answers(), [reject("answer", f"{q}/caption", "no_targets") for q in ("b1", "b2")])
+    fill(Table(where.data, "videos"), [])
+    fill(Table(where.data, "questions"), questions())
+    rejects = [reject("frames", "x", "truncated", HOSTILE), reject("frames", "y", "truncated")]
+    fill(frames_set(recipe, where.data), frames(), rejects, made=frames_made(recipe))
+    of_targets = fill_targets(recipe, where.data, targets())
+    fill(examples_set(recipe, of_targets), [], made=examples_made(recipe, of_targets))
+    write_new(f"{where.data}/hypernetwork/made.json", b'{"stage": "train"}')
+    write_new(f"{where.data}/hypernetwork/complete.json", b"{}")
+    rejects = [reject("answer", f"{q}/caption", "no_targets") for q in ("b1", "b2")]
+    fill(report.answers_of(recipe, where), answers(), rejects, made={"stage": "answer"})
     config = {
         "format": "video2lora-hypernetwork-1",
         "hypernetwork": {"n_layers": 4, "r": 3, "target_modules": {"down_proj": [384, 128]}},
@@ -130,7 +133,7 @@ def a_data_folder(folder: Path) -> Where:
 @pytest.fixture(scope="module")
 def where(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Where:
     """A data folder in which the stage has run once."""
-    where = a_data_folder(tmp_path_factory.mktemp("report"))
+    where = a_data_folder(recipe, tmp_path_factory.mktemp("report"))
     report.run(recipe, where)
     return where
 
@@ -225,7 +228,7 @@ def test_counts_rejects_and_what_made_it(where: Where, recipe: Recipe) -> None:
     ]
     assert got["recipe"] == recipe.model_dump(mode="json")
     assert got["hypernetwork"]["step"] == 11
-    assert got["made_from"]["inputs"] == {"answers": {"stage": "answers"}}
+    assert got["made_from"]["inputs"]["answers"]["asked"] == {"stage": "test of answers"}
 
 
 class Page(HTMLParser):
@@ -318,7 +321,7 @@ def test_the_second_run_makes_nothing_and_a_killed_one_is_finished(
     (folder / "complete.json").unlink()
     (folder / "report.html").unlink()
     assert "nothing to do" not in report.run(recipe, where)
-    assert (folder / "report.html").is_file() and Table(where.data, "report").is_complete()
+    assert (folder / "report.html").is_file() and Output(where.data, "report").is_complete()
 
 
 def test_the_files_are_attached_to_the_mlflow_run(where: Where) -> None:
@@ -329,7 +332,7 @@ def test_the_files_are_attached_to_the_mlflow_run(where: Where) -> None:
 
 def test_other_inputs_and_none_are_refused(recipe: Recipe, where: Where, tmp_path: Path) -> None:
     other = recipe.model_copy(update={"answer": AnswerSettings(systems=SYSTEMS, max_new_tokens=9)})
-    with pytest.raises(MadeFromOtherError, match=r"recipe\.answer\.max_new_tokens: there 64, here 9"):
+    with pytest.raises(BadInputError, match=r"answers/.* is not there or not complete"):
         report.run(other, where)
-    with pytest.raises(BadInputError, match="answers is not there"):
+    with pytest.raises(BadInputError, match="run `video2lora targets` first"):
         report.run(recipe, Where(data=str(tmp_path)))

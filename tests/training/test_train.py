@@ -14,7 +14,7 @@ from made_examples import a_row, write_examples, write_vlm
 
 from infra.config import Recipe, Where, load_recipe
 from infra.errors import BadInputError, MadeFromOtherError
-from infra.storage import Table
+from infra.outputs import Output
 from training import checkpoints, train
 from training.batches import HELD_BYTES
 
@@ -41,10 +41,10 @@ def recipe(recipe_file: Path) -> Recipe:
 
 
 @pytest.fixture
-def where(tmp_path: Path) -> Where:
+def where(recipe: Recipe, tmp_path: Path) -> Where:
     rows = [a_row(i, split="train" if i < N_TRAIN else "validation") for i in range(N_TRAIN + N_VALIDATION)]
     rows[1]["jpegs"][2] = b"no picture"
-    write_examples(str(tmp_path / "data"), rows)
+    write_examples(recipe, str(tmp_path / "data"), rows)
     return Where(data=str(tmp_path / "data"), n_cpus=2)
 
 
@@ -53,7 +53,7 @@ def with_training(recipe: Recipe, **changes: object) -> Recipe:
 
 
 def test_no_examples_no_training(recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="run the stage that makes it first"):
+    with pytest.raises(BadInputError, match="run `video2lora targets` first"):
         train.run(recipe, Where(data=str(tmp_path)))
 
 
@@ -64,13 +64,13 @@ def test_a_step_must_divide_among_the_workers(recipe: Recipe, where: Where) -> N
 
 
 def test_a_split_without_rows_is_refused(recipe: Recipe, tmp_path: Path) -> None:
-    write_examples(str(tmp_path / "data"), [a_row(0, split="test"), a_row(1, split="validation")])
+    write_examples(recipe, str(tmp_path / "data"), [a_row(0, split="test"), a_row(1, split="validation")])
     with pytest.raises(BadInputError, match="no example of the split `train`"):
         train.run(recipe, Where(data=str(tmp_path / "data")))
 
 
 def test_a_large_split_streams(recipe: Recipe, where: Where) -> None:
-    examples = Table(where.data, "examples")
+    examples = train.examples_of(recipe, where)
     assert train.plan(recipe, where, examples) == train.Plan(n_train=N_TRAIN, n_validation=N_VALIDATION, is_held=True)
     edge_px = int((HELD_BYTES / (3 * N_TRAIN * 3)) ** 0.5) + 1
     large = recipe.model_copy(update={"frames": recipe.frames.model_copy(update={"longest_edge_px": edge_px})})
@@ -101,7 +101,7 @@ def test_a_killed_training_is_continued_and_complete_once(recipe: Recipe, recipe
     killed.send_signal(signal.SIGKILL)
     _, progress = killed.communicate()
     assert there is not None and there.step < recipe.training.n_steps, progress
-    assert not Table(where.data, "hypernetwork").is_complete()
+    assert not Output(where.data, "hypernetwork").is_complete()
 
     continued = start(recipe_file, where)
     told, progress = continued.communicate()
@@ -111,7 +111,7 @@ def test_a_killed_training_is_continued_and_complete_once(recipe: Recipe, recipe
     assert trained == ("video-001 left out: decode_error" in progress)
 
     metadata = json.loads(Path(folder, "config.json").read_text())["metadata"]
-    assert metadata["step"] == 6 and metadata["made_from"]["inputs"]["examples"]["stage"] == "examples"
+    assert metadata["step"] == 6 and metadata["made_from"]["inputs"]["examples"]["asked"] == {"stage": "test of examples"}
     assert [step for step, _ in metadata["losses"]] == [1, 2, 3, 4, 5, 6] and list(metadata["rejected"]) == ["video-001"]
     assert [(one["step"], one["n_targets"]) for one in metadata["validation"]] == [(4, 6), (6, 6)]
     assert metadata["losses"][-1][1] < metadata["losses"][0][1]
@@ -149,13 +149,13 @@ def test_what_only_workers_can_refuse_is_said_and_nothing_is_left(recipe: Recipe
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Exception in thread:pytest.PytestUnhandledThreadExceptionWarning")  # Ray Data, left in mid-epoch
-def test_a_streamed_split_comes_by_ray_data(where: Where) -> None:
+def test_a_streamed_split_comes_by_ray_data(recipe: Recipe, where: Where) -> None:
     from infra.cluster import cluster
     from training.batches import Batch, Share, StreamedExamples, build, read_all
 
     rejected: list[dict[str, object]] = []
     with cluster(where):
-        shards = Table(where.data, "examples").shards()
+        shards = train.examples_of(recipe, where).shards()
         assert sorted(one.video_id for one in read_all(build(shards, "validation", seed=0).iterator(), rejected.append)) == [
             f"video-{i:03d}" for i in range(N_TRAIN, N_TRAIN + N_VALIDATION)
         ]

@@ -1,12 +1,14 @@
 """Decoding in a child process: the same frames, and what happens when it hangs, dies or loses its parent."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -92,23 +94,52 @@ def test_a_decode_that_hangs_is_killed_and_the_next_clip_is_decoded(hanging: Pat
     assert has_ended(child)
 
 
-def test_a_child_that_crashes_is_named_and_replaced(hanging: Path, tmp_path: Path) -> None:
+def end_readers(pipe: Path, decoder: DeadlineDecoder, sent: signal.Signals, *, n: int, first: Callable[[], object]) -> None:
+    """Ends the next `n` children that open the pipe, while they wait for what it says; calls `first` before."""
+    for _ in range(n):
+        while True:
+            with contextlib.suppress(OSError):  # opening it to write fails until there is a reader
+                descriptor = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+                break
+            time.sleep(0.02)
+        first()
+        pid = decoder.child_pid
+        assert pid is not None
+        os.kill(pid, sent)
+        while decoder.child_pid == pid:  # its threads may hold the pipe a while longer
+            time.sleep(0.02)
+        os.close(descriptor)
+
+
+def test_a_clip_that_ends_two_children_is_rejected_and_says_how(hanging: Path, tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.mp4", regular(5))
     with DeadlineDecoder(deadline_s=PATIENT_S) as decoder:
         decoder.decode(path, Sampling(), longest_edge_px=384)
         pid = decoder.child_pid
-        assert pid is not None
-        threading.Timer(0.3, lambda: os.kill(pid, signal.SIGSEGV)).start()
-        with pytest.raises(VideoDecodeError, match=r"signal 11 \(SIGSEGV\)") as error:
+        killer = threading.Thread(target=end_readers, args=(hanging, decoder, signal.SIGSEGV), kwargs={"n": 2, "first": lambda: None})
+        killer.start()
+        with pytest.raises(VideoDecodeError, match=r"signal 11 \(SIGSEGV\), twice") as error:
             decoder.decode(hanging, Sampling(), longest_edge_px=384)
+        killer.join()
         assert error.value.reason is RejectReason.DECODE_ERROR
         decoder.decode(path, Sampling(), longest_edge_px=384)
         assert decoder.child_pid not in (None, pid)
+
+
+def test_a_clip_whose_child_is_killed_once_is_decoded_by_the_next(hanging: Path, tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", regular(5))
+    with DeadlineDecoder(deadline_s=PATIENT_S) as decoder:
+        decoder.decode(path, Sampling(), longest_edge_px=384)
+        swap = partial(os.replace, path, hanging)  # what hung is a clip when it is tried again
+        killer = threading.Thread(target=end_readers, args=(hanging, decoder, signal.SIGKILL), kwargs={"n": 1, "first": swap})
+        killer.start()
+        assert frame_numbers(decoder.decode(hanging, Sampling(n_frames=5), longest_edge_px=384).images) == [0, 1, 2, 3, 4]
+        killer.join()
         idle = decoder.child_pid
         assert idle is not None
         os.kill(idle, signal.SIGKILL)  # while it waits for work: no clip is to blame
         os.waitid(os.P_PID, idle, os.WEXITED | os.WNOWAIT)
-        assert len(decoder.decode(path, Sampling(), longest_edge_px=384).images) == 12
+        assert len(decoder.decode(hanging, Sampling(), longest_edge_px=384).images) == 12
 
 
 def test_the_child_ends_with_its_parent_even_while_it_hangs(hanging: Path) -> None:

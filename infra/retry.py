@@ -1,0 +1,84 @@
+"""Rejects -> pending keys, and the stages that then have something to do, run.
+
+Command  video2lora retry --reason unfinished_target
+
+Of the recipe's sets of frames, targets and examples: rejects of a table whose books are closed no longer count from now on, and the stage
+makes their rows as it makes new ones. What was pending before is made too. Stages with nothing pending are not run, though they may have
+new input: that is said, for a teacher costs money.
+"""
+
+from collections import Counter
+
+import pyarrow.compute as pc
+
+from infra import jobs, sets
+from infra.artifacts import REJECT_REASONS
+from infra.config import Recipe, Where
+from infra.errors import BadInputError
+from infra.progress import say
+from infra.storage import Table
+
+STAGES = ("frames", "targets", "examples")
+
+
+def run(recipe: Recipe, where: Where, *, reason: str | None = None, stage: str | None = None) -> None:
+    """Raises BadInputError for a reason or stage that is none; SupersededError, StorageError, and what the stages raise."""
+    if reason is not None and reason not in REJECT_REASONS:
+        raise BadInputError(f"--reason: got {reason!r}, expected one of {', '.join(sorted(REJECT_REASONS))}")
+    if stage is not None and stage not in STAGES:
+        again = "; rejects of `manifest` are looked at again whenever `video2lora manifest` runs" if stage == "manifest" else ""
+        raise BadInputError(f"--stage: got {stage!r}, expected one of {', '.join(STAGES)}{again}")
+    chosen = [one for one in STAGES if stage in (None, one)]
+    tables = {name: table for name, table in tables_of_recipe(recipe, where.data).items() if name in chosen}
+    for name, table in tables.items():
+        _void(name, table, reason)
+    _say_of_manifest(where.data, reason)
+    pending = [name for name, table in tables.items() if n_pending(table)]
+    for name in pending:
+        print(jobs.stage(name).run(recipe, where))
+    if not pending:
+        print("nothing to try again" + (f" of reason {reason}" if reason else ""))
+    elif pending[-1] != STAGES[-1]:
+        following = STAGES[STAGES.index(pending[-1]) + 1 :]
+        print(f"to take in what is new there: {', '.join(f'`video2lora {one}`' for one in following)}")
+
+
+def tables_of_recipe(recipe: Recipe, root: str) -> dict[str, Table]:
+    """The recipe's table of each stage, where a run has begun it; of targets, the ones begun last of this teacher's name."""
+    found = {"frames": sets.frames_set(recipe, root)}
+    asked = sets.targets_made(recipe, weights="")
+    targets = [table for table, made in sets.sets_of(root, "targets") if {**made, "weights": ""} == asked]
+    begun = [(table.state().begun, table) for table in targets]
+    last = max(((one["at"], table.set, table) for one, table in begun if one is not None), default=None)
+    if last is not None:
+        found["targets"] = last[-1]
+        found["examples"] = sets.examples_set(recipe, last[-1])
+    return {name: table for name, table in found.items() if table.state().begun is not None}
+
+
+def n_pending(table: Table) -> int:
+    state = table.state()
+    return len(table.wanted(state)) - len(table.counted(state))
+
+
+def _void(name: str, table: Table, reason: str | None) -> None:
+    """Rejects of this reason no longer count. While something is pending they stay: they may be of a retry that was killed."""
+    state = table.state()
+    if not state.is_complete and n_pending(table):
+        say(f"retry: {table.folder} is not complete: what is pending is made, and its rejects stay")
+        return
+    rejects = table.read_rejects()
+    chosen = rejects if reason is None else rejects.filter(pc.equal(rejects["reason"], reason))
+    if not len(chosen):
+        return
+    attempt = table.begin((state.begun or {})["asked"], table.wanted(state).to_pylist())
+    attempt.void(chosen["key"].to_pylist())
+    for one, n in sorted(Counter(chosen["reason"].to_pylist()).items()):
+        print(f"{name}: {n} rejects of reason {one} are tried again")
+
+
+def _say_of_manifest(root: str, reason: str | None) -> None:
+    reasons = Counter(Table(root, "videos").read_rejects()["reason"].to_pylist())
+    n = sum(n for one, n in reasons.items() if reason in (None, one) and one != "forgotten")
+    if n:
+        say(f"retry: {n} rejects of `manifest` are looked at again whenever `video2lora manifest SOURCE` runs")

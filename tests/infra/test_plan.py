@@ -1,0 +1,229 @@
+"""What a run would make and cost: as the stages themselves have it where they can tell, reckoned where they cannot yet."""
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra import jobs, sets
+from infra.config import Where, load_recipe
+from infra.stage import Order
+from infra.storage import Table
+from tests.infra.made_tables import IDS, content, make_frames, make_sources, row, write
+
+Command = Callable[..., Any]
+MEASURES = {"engine_s": 6.0, "prepare_s": 1.0, "waiting_s": 3.0, "n_tokens": 500.0, "n_prompts": 50.0, "n_prompt_tokens": 20_000.0}
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    root = tmp_path / "data"
+    monkeypatch.setenv("VIDEO2LORA_DATA", str(root))
+    root.mkdir()
+    for i in range(5):
+        (root / f"{i}.mp4").write_bytes(content(i))
+    return str(root)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("teacher: {max_tokens: 24, prompts: mixed}")
+    return path
+
+
+def planned(command: Command, recipe: Path, *arguments: object) -> Any:
+    ran = command("plan", *arguments, "-r", recipe, "--json")
+    assert ran.code == 0, ran.err
+    return json.loads(ran.out)
+
+
+def stages(found: Any) -> dict[str, tuple[int, int, int, int, int]]:
+    """Wanted, done, rejected, pending, obsolete."""
+    names = ("n_wanted", "n_done", "n_rejected", "n_pending", "n_obsolete")
+    return {one["stage"]: tuple(one[name] for name in names) for one in found["stages"]}
+
+
+def order_of(stage: str, recipe: Path, root: str) -> Order:
+    order: Order = importlib.import_module(jobs.STAGES[stage]).order(load_recipe(str(recipe)), Where(data=root))
+    return order
+
+
+def write_targets(recipe: Path, root: str, *, n: int | None = None, **closing: Any) -> Order:
+    """The first n of what the stage is to make, of 10 tokens each; closed if these are all."""
+    order = order_of("targets", recipe, root)
+    rows = []
+    for key in order.wanted[:n]:
+        video_id, prompt_id, version = key.split("/")
+        rows.append(row(order.table, video_id=video_id, prompt_id=prompt_id, version=version, task="caption", target="It.", n_tokens=10))
+    if n is None:
+        write(order, rows, **closing)
+    else:
+        order.begin().write(rows, [])
+    return order
+
+
+def test_of_a_source_that_was_never_seen(root: str, recipe: Path, command: Command) -> None:
+    found = planned(command, recipe, root)
+    assert found["source"] == {"known": 0, "changed": 0, "new": 5, "missing": 0, "bad": 0, "n_bytes_to_read": 5 * len(content(0))}
+    assert stages(found) == dict.fromkeys(("frames", "targets", "examples"), (0, 0, 0, 0, 0))
+    assert [one["n_more"] for one in found["stages"]] == [5, 5 * len(load_prompts(recipe)), 5]
+    teacher = found["teacher"]
+    assert teacher["n_prompts"] == 5 * len(load_prompts(recipe)) and not teacher["is_exact"]
+    assert teacher["output_tokens"] == 24 * teacher["n_prompts"] and "teacher.max_tokens of the recipe" in teacher["output_tokens_from"]
+    assert teacher["hours"] is None and teacher["measured"] is None
+    assert sorted(path.name for path in Path(root).iterdir()) == [f"{i}.mp4" for i in range(5)], "nothing was written"
+
+    text = command("plan", root, "-r", recipe).out
+    assert "5 files new" in text and "hours: never measured here with these weights; 1 engine, 0 GPUs" in text
+
+
+def load_prompts(recipe: Path) -> dict[str, Any]:
+    """Groups of the recipe's prompt set: a prompt of each for every video."""
+    groups: dict[str, Any] = importlib.import_module("teacher.prompts").load_prompt_set(load_recipe(str(recipe)).teacher.prompts).groups
+    return groups
+
+
+def test_of_a_source_that_grew(root: str, tmp_path: Path, recipe: Path, command: Command) -> None:
+    command("manifest", root, "-r", recipe)
+    (Path(root) / "new.mp4").write_bytes(b"new")
+    (Path(root) / "0.mp4").write_bytes(b"another, and longer than what was there before")
+    found = planned(command, recipe, root)
+    assert {name: found["source"][name] for name in ("known", "new", "changed")} == {"known": 4, "new": 1, "changed": 1}
+    assert stages(found)["frames"] == (5, 0, 0, 5, 0) and found["stages"][0]["n_more"] == 2
+    assert found["reads"] == {"manifest_bytes": 3 + 46, "frames_bytes": 5 * len(content(0)), "n_unknown": 0}
+    assert found["videos"] == {"known": 5, "done": 0, "rejected": 0}
+
+
+def test_while_frames_are_pending_targets_are_reckoned(root: str, recipe: Path, command: Command) -> None:
+    make_sources(root, 5)
+    found = planned(command, recipe)
+    expected = stages(found)["targets"]
+    assert found["stages"][0]["is_exact"] and not found["stages"][1]["is_exact"] and not found["stages"][2]["is_exact"]
+    assert stages(found)["examples"] == (5, 0, 0, 5, 0)
+    make_frames(root, 5)
+    order = order_of("targets", recipe, root)
+    n_of_the_rejected = len(load_prompts(recipe)) + 2 * n_forms(recipe)
+    assert expected[0] == len(order.wanted) + n_of_the_rejected, "one did not come out"
+
+
+def n_forms(recipe: Path) -> int:
+    """Prompts for each question of a video that is trained on."""
+    prompt_set = importlib.import_module("teacher.prompts").load_prompt_set(load_recipe(str(recipe)).teacher.prompts)
+    return len(prompt_set.questions.forms) if prompt_set.questions is not None else 0
+
+
+def test_once_frames_are_there_it_is_what_the_stages_say(root: str, recipe: Path, command: Command) -> None:
+    make_sources(root, 5)
+    make_frames(root, 5)
+    order = order_of("targets", recipe, root)
+    found = planned(command, recipe)
+    assert stages(found)["frames"] == (5, 4, 1, 0, 0) and found["reads"]["frames_bytes"] == 0
+    assert stages(found)["targets"] == (len(order.wanted), 0, 0, len(order.wanted), 0) and found["stages"][1]["is_exact"]
+    assert found["stages"][1]["set"] == order.table.set
+
+    write_targets(recipe, root, n=3)
+    found = planned(command, recipe)
+    assert stages(found)["targets"] == (len(order.wanted), 3, 0, len(order.wanted) - 3, 0)
+    assert found["teacher"]["output_tokens"] == 10 * (len(order.wanted) - 3)
+    assert found["teacher"]["output_tokens_from"] == "mean of 3 rows of this set"
+    assert found["teacher"]["is_exact"]
+
+    write_targets(recipe, root, measures=MEASURES)
+    found = planned(command, recipe)
+    assert stages(found)["targets"] == (len(order.wanted), len(order.wanted), 0, 0, 0)
+    assert stages(found)["examples"] == (4, 0, 0, 4, 0) and all(one["is_exact"] for one in found["stages"])
+    assert found["teacher"]["hours"] == 0.0
+
+    examples = order_of("examples", recipe, root)
+    parts = [key.split("/") for key in examples.wanted]
+    write(examples, [row(examples.table, video_id=video_id, version=version, split="train") for video_id, version in parts])
+    assert stages(planned(command, recipe))["examples"] == (4, 4, 0, 0, 0)
+    text = command("plan", "-r", recipe).out
+    assert "about" not in text and "0 prompts pending" in text
+
+
+def test_hours_are_at_the_rate_last_measured_with_these_weights(
+    root: str, tmp_path: Path, recipe: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_sources(root, 5)
+    make_frames(root, 5)
+    order = write_targets(recipe, root, measures={**MEASURES, "n_tokens": 9.0})
+    (order.table.begin({"again": 1}, order.wanted)).complete(measures=MEASURES)
+    (order.table.begin({"again": 2}, order.wanted)).complete(measures={})  # nothing was left to do: that measures nothing
+    unlike = Table(root, "targets", "other-0")
+    sets.register(unlike, {**order.made, "weights": "other"})
+    unlike.begin({}, []).complete(measures={**MEASURES, "n_tokens": 1e6})
+
+    longer = tmp_path / "longer.yaml"
+    longer.write_text("teacher: {max_tokens: 48, prompts: mixed}")
+    monkeypatch.setenv("VIDEO2LORA_TEACHER_REPLICAS", "4")
+    monkeypatch.setenv("VIDEO2LORA_TEACHER_GPUS", "2")
+    found = planned(command, longer)
+    teacher, n = found["teacher"], len(order.wanted)
+    assert found["stages"][1]["set"] != order.table.set and teacher["n_prompts"] == n
+    assert teacher["measured"]["tokens_per_s"] == 50.0 and teacher["measured"]["set"] == order.table.set
+    assert (teacher["output_tokens"], teacher["input_tokens"]) == (10 * n, 400 * n)
+    assert teacher["output_tokens_from"] == f"mean measured in {order.table.set}"
+    assert teacher["hours"] == pytest.approx(10 * n / 50 / 4 / 3600) and (teacher["n_engines"], teacher["n_gpus"]) == (4, 8.0)
+    text = " ".join(command("plan", "-r", longer).out.split())
+    assert "on 4 engines, 8 GPUs" in text and "50.0 tokens/s of an engine, measured here in" in text
+
+
+def test_another_prompt_set_makes_its_own_prompts_pending_and_no_others(root: str, tmp_path: Path, recipe: Path, command: Command) -> None:
+    make_sources(root, 5)
+    make_frames(root, 5)
+    order = write_targets(recipe, root, measures=MEASURES)
+    paper = tmp_path / "paper.yaml"
+    paper.write_text("teacher: {max_tokens: 24, prompts: paper}")
+    found = planned(command, paper)
+    other = order_of("targets", paper, root)
+    assert other.table == order.table, "prompts are keys of the same set"
+    n_new = len(set(other.wanted) - set(order.wanted))
+    assert n_new > 0
+    assert stages(found)["targets"] == (len(other.wanted), len(other.wanted) - n_new, 0, n_new, len(set(order.wanted) - set(other.wanted)))
+
+
+def test_new_videos_leave_old_examples_done(root: str, recipe: Path, command: Command) -> None:
+    make_sources(root, 4)
+    make_frames(root, 4)
+    write_targets(recipe, root, measures=MEASURES)
+    examples = order_of("examples", recipe, root)
+    parts = [key.split("/") for key in examples.wanted]
+    write(examples, [row(examples.table, video_id=video_id, version=version, split="train") for video_id, version in parts])
+    make_sources(root, 5)
+    found = planned(command, recipe)
+    assert stages(found)["frames"] == (5, 3, 1, 1, 0)
+    assert stages(found)["examples"] == (4, 3, 0, 1, 0), "of the fifth alone"
+    assert found["reads"]["frames_bytes"] == len(content(4)) and IDS[4] not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("nowhere",), "nowhere: no such file or folder"),
+        (("-r", "nowhere.yaml"), "recipe 'nowhere.yaml': no such file"),
+    ],
+)
+def test_what_is_none_is_refused(root: str, command: Command, arguments: tuple[str, ...], says: str) -> None:
+    ran = command("plan", *arguments)
+    assert ran.code == 3 and says in ran.err
+
+
+def test_it_needs_no_cluster_and_no_model(root: str, recipe: Path) -> None:
+    """Neither is as much as imported."""
+    import os
+    import subprocess
+
+    code = (
+        "import sys; sys.argv = ['video2lora', 'plan', sys.argv[1], '-r', sys.argv[2]]; from infra.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "loaded = {'ray', 'vllm', 'transformers', 'deepspeed'} & set(sys.modules); sys.exit(f'imported {loaded}' if loaded else 0)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, root, str(recipe)], capture_output=True, text=True, timeout=240, env=os.environ)
+    assert ran.returncode == 0, ran.stderr
+    assert "5 files new" in ran.stdout

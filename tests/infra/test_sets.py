@@ -1,0 +1,119 @@
+"""Sets: the same way of making rows is the same folder, any other way another one."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.config import Recipe, load_recipe
+from infra.digests import now
+from infra.errors import BadInputError, StorageError
+from infra.sets import examples_set, frames_made, frames_set, made_targets, register, sets_of, tables_of, targets_made, targets_set
+from infra.storage import Table
+
+RECIPE = load_recipe("tiny")
+
+
+def changed(section: str, **settings: Any) -> Recipe:
+    there = getattr(RECIPE, section)
+    for name, value in settings.items():
+        assert getattr(there, name) != value, "a change that is none"
+    return RECIPE.model_copy(update={section: there.model_copy(update=settings)})
+
+
+def filled(table: Table, made: dict[str, Any]) -> None:
+    """Registered, and closed without a row."""
+    register(table, made)
+    table.begin({}, []).complete()
+
+
+def test_a_set_is_named_for_people_and_by_its_settings() -> None:
+    table = frames_set(RECIPE, "/data/")
+    label, _, hashed = table.set.rpartition("-")
+    assert label == f"{RECIPE.frames.sampling.name}-{RECIPE.frames.longest_edge_px}px" and len(hashed) == 8
+    assert table.folder == f"/data/frames/{table.set}"
+    assert frames_set(RECIPE.model_copy(deep=True), "/data") == Table("/data", "frames", table.set)
+
+
+def test_what_says_only_where_or_how_long_is_the_same_set() -> None:
+    assert frames_set(changed("frames", deadline_s=7.0), "/d") == frames_set(RECIPE, "/d")
+    for same in (changed("teacher", videos_per_block=3), changed("teacher", prompts="paper"), changed("frames", deadline_s=7.0)):
+        assert targets_set(same, "/d", weights="w") == targets_set(RECIPE, "/d", weights="w")
+
+
+@pytest.mark.parametrize("settings", [{"jpeg_quality": 17}, {"longest_edge_px": 23}], ids=str)
+def test_other_frames_are_another_set_of_frames_and_of_what_is_made_from_them(settings: dict[str, Any]) -> None:
+    other = changed("frames", **settings)
+    assert frames_set(other, "/d") != frames_set(RECIPE, "/d")
+    assert targets_set(other, "/d", weights="w") != targets_set(RECIPE, "/d", weights="w")
+
+
+@pytest.mark.parametrize("settings", [{"revision": "r2"}, {"dtype": "bfloat16"}, {"max_tokens": 17}, {"logprobs": 5}], ids=str)
+def test_another_teacher_is_another_set_beside_the_old(settings: dict[str, Any]) -> None:
+    other = changed("teacher", **settings)
+    assert targets_set(other, "/d", weights="w") != targets_set(RECIPE, "/d", weights="w")
+    assert frames_set(other, "/d") == frames_set(RECIPE, "/d")
+
+
+def test_other_weights_of_the_same_name_are_another_set() -> None:
+    first, second = (targets_set(RECIPE, "/d", weights=weights) for weights in ("w1", "w2"))
+    assert first != second and first.set.rpartition("-")[0] == second.set.rpartition("-")[0]
+    assert examples_set(RECIPE, first) != examples_set(RECIPE, second)
+
+
+def test_a_path_as_a_teachers_name_makes_a_folder_s_name() -> None:
+    for model in ("/models/My Teacher (v2)/", "org/My Teacher (v2)"):
+        table = targets_set(changed("teacher", model=model), "/d", weights="w")
+        assert table.set.startswith("My-Teacher-v2-") and "/" not in table.set
+
+
+def test_a_set_is_registered_once_also_by_many_at_once(tmp_path: Path) -> None:
+    made = [{"way": n} for n in range(3)]
+    tables = [Table(str(tmp_path), "frames", f"set-{n}") for n in range(3)]
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda i: register(tables[i % 3], made[i % 3]), range(12)))
+    found = sets_of(str(tmp_path), "frames")
+    assert sorted(found, key=lambda one: one[0].set) == list(zip(tables, made, strict=True))
+    register(tables[0], made[0])
+    assert sets_of(str(tmp_path), "frames") == found
+    assert sets_of(str(tmp_path), "targets") == []
+
+
+def test_a_damaged_register_is_an_error(tmp_path: Path) -> None:
+    table = frames_set(RECIPE, str(tmp_path))
+    register(table, frames_made(RECIPE))
+    (entry,) = (tmp_path / "frames" / "sets").iterdir()
+    entry.write_bytes(entry.read_bytes()[:-1])
+    for use in (lambda: sets_of(str(tmp_path), "frames"), lambda: register(table, {}), lambda: tables_of(str(tmp_path))):
+        with pytest.raises(StorageError, match="cannot be read"):
+            use()
+
+
+def test_tables_are_those_that_a_run_has_begun(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    assert tables_of(root) == []
+    frames, other = frames_set(RECIPE, root), frames_set(changed("frames", jpeg_quality=17), root)
+    register(frames, frames_made(RECIPE))
+    filled(other, frames_made(changed("frames", jpeg_quality=17)))
+    Table(root, "videos").begin({}, ["a"])
+    assert tables_of(root) == [Table(root, "videos"), other]
+
+
+def test_targets_are_found_again_without_their_weights(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    with pytest.raises(BadInputError, match="run `video2lora targets` first"):
+        made_targets(RECIPE, root)
+    first, second = (targets_set(RECIPE, root, weights=weights) for weights in ("w1", "w2"))
+    register(second, targets_made(RECIPE, weights="w2"))
+    filled(first, targets_made(RECIPE, weights="w1"))
+    filled(
+        targets_set(changed("teacher", max_tokens=17), root, weights="w1"), targets_made(changed("teacher", max_tokens=17), weights="w1")
+    )
+    assert made_targets(RECIPE, root) == first, "the second is not complete"
+    at = now()
+    while now() == at:  # what was finished is told apart by the second
+        time.sleep(0.02)
+    filled(second, targets_made(RECIPE, weights="w2"))
+    assert made_targets(RECIPE, root) == second, "of two, the one finished last"

@@ -1,0 +1,86 @@
+"""Fixtures of the servers, and the rule of the tests that need Ceph: where it is not, they are left out in so many words, or with
+V2L_REQUIRE_CEPH=1 (CI) they fail."""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.servers import ceph as ceph_programs
+from tests.servers.ceph import ceph
+from tests.servers.child import S3Server
+from tests.servers.fault_proxy import FaultProxy, fault_proxy
+from tests.servers.ministack import ministack
+
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if ceph_programs.is_there() or os.environ.get("V2L_REQUIRE_CEPH"):
+        return
+    needing = [item for item in items if "ceph_server" in getattr(item, "fixturenames", ())]
+    items[:] = [item for item in items if item not in needing]
+    config.hook.pytest_deselected(items=needing)
+    config.stash[LEFT_OUT] = len(needing)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if n := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"LEFT OUT: {n} tests on Ceph's S3 gateway, which is not here (`make ceph` fetches it on Debian)")
+
+
+def _clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def ministack_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with ministack(tmp_path_factory.mktemp("ministack")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ceph_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with ceph(tmp_path_factory.mktemp("ceph")) as server:
+        yield server
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[S3Server], str]:
+    """`use(server)` points this process and those it starts at a server; the address of a new bucket there."""
+
+    def point(server: S3Server) -> str:
+        _clear(monkeypatch)
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        return server.make_bucket()
+
+    return point
+
+
+@pytest.fixture
+def bucket(ministack_server: S3Server, use: Callable[[S3Server], str]) -> str:
+    """The address of a new bucket on ministack, which the environment leads to."""
+    return use(ministack_server)
+
+
+@pytest.fixture
+def ceph_bucket(ceph_server: S3Server, use: Callable[[S3Server], str]) -> str:
+    """The same on Ceph's gateway."""
+    return use(ceph_server)
+
+
+@pytest.fixture(scope="session")
+def ministack_proxy(ministack_server: S3Server) -> Iterator[FaultProxy]:
+    with fault_proxy(ministack_server.endpoint) as between:
+        yield between
+
+
+@pytest.fixture
+def proxy(bucket: str, ministack_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
+    """A fault proxy before ministack and `bucket`, which the environment leads to; without faults yet."""
+    ministack_proxy.forget()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", ministack_proxy.endpoint)
+    return ministack_proxy
