@@ -27,7 +27,6 @@ def cluster(where: Where) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # or a thread of Ray Data's that outlives a stall would join it again
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # on every run it warns of how Ray Data starts its actors
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     for name, value in WORKER_ENVIRONMENT.items():

@@ -25,5 +25,5 @@ def digest(texts: Iterable[str] | pa.Array | pa.ChunkedArray) -> str:
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    """The time in UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -8,7 +8,7 @@ A table lies in <root>/<name>, or in sets below it, one for each way of making i
 
 A run begins with a number, which ends every run before it: whose number is not the highest can commit nothing more. Files are written
 first, by any worker; the one process that began the run then commits them. A file that no entry names does not exist for any reader.
-What is asked for and not there is made; what is there is never made again. docs/data.md says what comes of each crash.
+What is asked for and not there is made; what is there is never made again. docs/storage.md says what comes of each crash.
 """
 
 import hashlib

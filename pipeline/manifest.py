@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from infra.artifacts import VIDEOS
@@ -49,7 +50,7 @@ class Named:
     row: VideoRow
     span_kind: str | None = None
 
-    @property
+    @cached_property
     def version(self) -> str:
         return short_hash([self.row.uri, self.row.split, self.span_kind])
 
@@ -227,7 +228,8 @@ def write_videos(videos: Table, examined: Examined) -> None:
 
 
 def _write_block(attempt: Attempt, block: Sequence[Named], durations_s: Mapping[str, float | None], pool: ThreadPoolExecutor) -> None:
-    unknown = [one for one in block if one.video_id not in durations_s]
+    # Not in a bucket, where each clip would be fetched twice.
+    unknown = [one for one in block if one.video_id not in durations_s and not one.row.uri.startswith(S3)]
     probed = dict(zip([one.video_id for one in unknown], pool.map(_duration_s, unknown), strict=True))
     rows = [
         {
@@ -235,7 +237,7 @@ def _write_block(attempt: Attempt, block: Sequence[Named], durations_s: Mapping[
             "version": one.version,
             "duration_s": probed.get(one.video_id, durations_s.get(one.video_id)),
             "span_kind": one.span_kind,
-            **one.row.model_dump(exclude={"scenes"}),
+            **{name: getattr(one.row, name) for name in ("uri", "start_s", "end_s", "split")},
         }
         for one in block
     ]
@@ -243,10 +245,9 @@ def _write_block(attempt: Attempt, block: Sequence[Named], durations_s: Mapping[
 
 
 def _duration_s(one: Named) -> float | None:
-    """The whole clip's, where it is local and ffmpeg can read it: whether it can be decoded is for `frames` to find out."""
-    if not one.row.uri.startswith(S3):  # which would fetch each clip twice
-        with suppress(VideoDecodeError):
-            return probe(one.row.uri).duration_s
+    """The whole clip's, where ffmpeg can read it: whether it can be decoded is for `frames` to find out."""
+    with suppress(VideoDecodeError):
+        return probe(one.row.uri).duration_s
     return None
 
 

@@ -112,7 +112,6 @@ class WriteTargets:
         rows, rejects = self.write(frames.to_pylist())
         files = self.writer.write(rows, rejects)
         measures, self.measures = self.measures, Measures()
-        self.waiting_since = time.monotonic()
         return told(files, measures.as_sums())
 
     def write(self, videos: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -131,6 +130,7 @@ class WriteTargets:
             self.measures.n_videos += 1
             self.measures.n_prompts += len(clip.prompts)
             self.measures.video_s += clip.duration_s
+        self.waiting_since = time.monotonic()  # writing the block's files is waiting too
         return rows, rejects
 
     def stop(self) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 POLL_S = 0.005
-LONGEST_S = 300.0  # for any command here, on a busy host
+LONGEST_S = 450.0  # for any command here, on a busy host
 
 
 @dataclass(frozen=True)

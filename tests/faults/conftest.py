@@ -26,13 +26,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("seed", range(first, first + int(os.environ.get("V2L_CHAOS", "1"))), ids=lambda seed: f"seed{seed}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with ministack(tmp_path_factory.mktemp("ministack")) as one:
         yield one
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def store(server: S3Server) -> Iterator[FaultProxy]:
     """The proxy before an S3 server that this process, the cluster's workers and all commands are pointed at."""
     with fault_proxy(server.endpoint) as proxy, pytest.MonkeyPatch.context() as patch:
@@ -43,19 +43,19 @@ def store(server: S3Server) -> Iterator[FaultProxy]:
         yield proxy
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(store: FaultProxy) -> Iterator[Any]:
     """Two CPUs on one node, for all scenarios that leave it whole. Its workers get the environment of this process."""
     with ray_nodes(N_DECODERS) as nodes:
         yield nodes
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def undisturbed(world: World, cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """`frames`, in a root that serves `targets` as input."""
     folder = tmp_path_factory.mktemp("undisturbed")

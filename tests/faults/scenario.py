@@ -29,7 +29,7 @@ ENVIRONMENT = {
     "RAY_raylet_start_wait_time_s": "240",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # a busy host would starve the workers, and the scenario with them
-    "VIDEO2LORA_STALL_S": "120",
+    "VIDEO2LORA_STALL_S": "400",
 }
 COMMIT_S = 5.0  # in which the driver has committed what a worker handed it, on the busiest host
 SETTLE_S = 0.2  # at most, between a commit that is waited for and the fault: about a block's time
@@ -59,9 +59,9 @@ class Undisturbed:
     seconds: float
     opens: int = 0
 
-    def n_decodes(self, clips: Opened) -> int:
-        """How many decodes were begun, by the opens seen."""
-        return math.ceil(clips.counts.total() / self.opens)
+    def decoded_again(self, clips: Opened) -> dict[str, int]:
+        """Clips whose decode was begun more often than once, and how much more often, by the opens seen."""
+        return {name: math.ceil(n / self.opens) - 1 for name, n in clips.counts.items() if n > self.opens}
 
 
 @dataclass
@@ -113,16 +113,17 @@ class Job:
         self.struck_at = time.time()
 
     def judge(
-        self, fault: str, undisturbed: Undisturbed, *, most_in_flight: int, n_again: int | None = None, but: Sequence[str] = ()
+        self, fault: str, undisturbed: Undisturbed, *, most_in_flight: int, clips: Opened | None = None, but: Sequence[str] = ()
     ) -> Cost:
         """Nothing lost, nothing twice, all else as undisturbed; made again at most `most_in_flight` rows and those being committed.
 
-        `n_again`: rows made again, where the table's files don't tell. Workers go on while the driver commits, so on top of a block for
+        `clips`: opens of them, which tell of work that reached no file. Workers go on while the driver commits, so on top of a block for
         each worker come those that were whole and had not been committed: none of them for longer than COMMIT_S.
         """
         table = Table(self.root, undisturbed.table.name, undisturbed.table.set)
         found = cost(table, undisturbed.table, struck_at=self.struck_at, but=frozenset(but))
-        n_again = found.n_redone if n_again is None else n_again
+        again = undisturbed.decoded_again(clips) if clips else {}
+        n_again = max(sum(again.values()), found.n_redone)
         results.note(
             fault,
             seed=self.seed,
@@ -136,6 +137,6 @@ class Job:
         )
         assert found.findings == []
         assert (found.n_lost, found.n_twice, found.n_other) == (0, 0, 0), found
-        assert 0 <= max(n_again, found.n_redone) - found.n_waiting <= most_in_flight, (n_again, found)
+        assert n_again - found.n_waiting <= most_in_flight, (again, found)
         assert found.oldest_s < COMMIT_S, found
         return found

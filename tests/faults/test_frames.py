@@ -29,8 +29,7 @@ def test_the_driver_is_killed(job: Job, undisturbed: Undisturbed, seed: int) -> 
             os.kill(command.process.pid, signal.SIGKILL)
             assert job.end(command).code == -signal.SIGKILL
         job.run_until_done("frames", times=1)
-    n_again = undisturbed.n_decodes(clips) - N_CLIPS
-    job.judge("driver of `frames`, kill -9", undisturbed, n_again=n_again, most_in_flight=N_DECODERS * BLOCK)
+    job.judge("driver of `frames`, kill -9", undisturbed, clips=clips, most_in_flight=N_DECODERS * BLOCK)
 
 
 def test_a_driver_that_is_killed_takes_its_private_ray_along(job: Job, undisturbed: Undisturbed) -> None:
@@ -61,8 +60,7 @@ def test_a_decode_process_is_killed(job: Job, undisturbed: Undisturbed, seed: in
         job.reach(command, "frames", most=MOST)
         job.rng.choice(named(DECODER)).kill()
         assert job.end(command).code == 0, job.ran[-1].err
-    n_again = undisturbed.n_decodes(clips) - N_CLIPS
-    found = job.judge("decode process, kill -9", undisturbed, n_again=n_again, most_in_flight=1)
+    found = job.judge("decode process, kill -9", undisturbed, clips=clips, most_in_flight=BLOCK)
     assert found.n_rejects == 0
 
 
@@ -75,8 +73,7 @@ def test_the_actor_around_a_decode_process_is_killed(job: Job, undisturbed: Undi
             actor.kill()
             job.end(command)
         job.run_until_done("frames")
-    n_again = undisturbed.n_decodes(clips) - N_CLIPS
-    job.judge("actor around a decode process, kill -9", undisturbed, n_again=n_again, most_in_flight=BLOCK)
+    job.judge("actor around a decode process, kill -9", undisturbed, clips=clips, most_in_flight=BLOCK)
 
 
 def test_a_decode_never_returns(job: Job, undisturbed: Undisturbed, seed: int) -> None:
@@ -110,5 +107,4 @@ def test_two_schedulers_start_the_same_job(job: Job, undisturbed: Undisturbed, s
     assert codes in ([0, 8], [0, 0]), [one.err for one in job.ran]
     if superseded := [one for one in job.ran if one.code == 8]:
         assert "was superseded by run" in superseded[0].last_line and "what was committed is kept" in superseded[0].last_line
-    n_again = undisturbed.n_decodes(clips) - N_CLIPS
-    job.judge("two schedulers start the same job", undisturbed, n_again=n_again, most_in_flight=2 * N_DECODERS * BLOCK)
+    job.judge("two schedulers start the same job", undisturbed, clips=clips, most_in_flight=2 * N_DECODERS * BLOCK)

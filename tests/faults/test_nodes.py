@@ -10,7 +10,7 @@ from tests.faults.command import Ran
 from tests.faults.opened import opened
 from tests.faults.scenario import Job, Undisturbed, ray_nodes
 from tests.faults.test_frames import MOST
-from tests.faults.world import BLOCK, N_CLIPS, N_DECODERS, World
+from tests.faults.world import BLOCK, N_DECODERS, World
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -42,5 +42,4 @@ def test_a_node_is_killed(nodes_job: Job, nodes: Any, undisturbed: Undisturbed, 
             nodes.remove_node(nodes_job.rng.choice(sorted(nodes.worker_nodes, key=lambda one: one.unique_id)), allow_graceful=False)
             nodes_job.end(command)
         nodes_job.run_until_done("frames")
-    n_again = undisturbed.n_decodes(clips) - N_CLIPS
-    nodes_job.judge("Ray node, kill -9 of all its processes", undisturbed, n_again=n_again, most_in_flight=N_DECODERS * BLOCK)
+    nodes_job.judge("Ray node, kill -9 of all its processes", undisturbed, clips=clips, most_in_flight=N_DECODERS * BLOCK)

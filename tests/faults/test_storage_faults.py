@@ -56,7 +56,7 @@ def test_the_disk_is_full(
     job.judge("disk full", undisturbed, most_in_flight=N_DECODERS * BLOCK)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def bucket_world(world: World, store: FaultProxy, server: S3Server) -> str:
     """A bucket with the clips, and a root with their manifest."""
     bucket = server.make_bucket()

@@ -64,6 +64,12 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1
 
+    def handle_expect_100(self) -> bool:
+        """At once: a client waits a second for this word before it sends a body."""
+        goes_on = super().handle_expect_100()
+        self.wfile.flush()
+        return goes_on
+
     def forward(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         moment = self.proxy.moment if self.proxy.is_the_one(self.command) else ""

@@ -65,6 +65,7 @@ def test_what_took_too_long_is_tried_again_with_more_time(root: str, tmp_path: P
     assert frames.state().attempt > before and (frames.n_rows(), frames.n_rejects()) == (3, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_of_two_cpus")
 def test_what_a_killed_retry_left_is_made_and_nothing_else_again(root: str, tmp_path: Path, clips: list[Path], command: Command) -> None:
     """Killed when two of three rejects had been tried again, of which one is a reject again."""
@@ -85,6 +86,7 @@ def test_what_a_killed_retry_left_is_made_and_nothing_else_again(root: str, tmp_
     assert frames.n_rows() == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_of_two_cpus")
 def test_a_run_that_was_killed_before_it_said_what_to_try_again(root: str, tmp_path: Path, clips: list[Path], command: Command) -> None:
     hasty, patient = recipe(tmp_path, deadline_s=0.001), recipe(tmp_path, deadline_s=60.0)
