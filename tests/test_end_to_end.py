@@ -42,6 +42,13 @@ def finish(process: subprocess.Popen[str]) -> str:
     return said
 
 
+def verify(data: Path, *options: str) -> str:
+    environment = os.environ | {"VIDEO2LORA_DATA": str(data)}
+    done = subprocess.run([*VIDEO2LORA, "verify", *options], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def made_files(data: Path) -> dict[str, int]:
     """Everything a stage wrote, with the time it was written."""
     return {str(path): path.stat().st_mtime_ns for path in data.rglob("*") if path.suffix in (".parquet", ".mp4", ".safetensors")}
@@ -80,8 +87,8 @@ def test_the_demo_survives_a_kill_and_ends_with_closed_books(tmp_path: Path) -> 
     assert len(runs) == 1
     assert runs[0].data.params and runs[0].data.metrics
 
-    verified = subprocess.run([*VIDEO2LORA, "verify"], env=os.environ | {"VIDEO2LORA_DATA": str(data)}, capture_output=True, text=True)
-    assert verified.returncode == 0, verified.stdout + verified.stderr
+    verify(data, "--repair")  # files that the killed run had written and not committed
+    assert "all books close" in verify(data)
 
     files = made_files(data)
     started = time.monotonic()
