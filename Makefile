@@ -43,12 +43,16 @@ check: setup
 	$(RUN)/lint-imports
 	$(RUN)/mypy
 
+# Two processes; the tests of a file share fixtures and stay together.
+FAST := $(RUN)/pytest -m "not slow" -n 2 --dist loadfile
+
 fast: setup
-	$(RUN)/pytest -m "not slow"
+	$(FAST)
 
 test: check
 	@$(MAKE) --no-print-directory ceph || test -z "$$V2L_REQUIRE_CEPH"
-	$(RUN)/pytest
+	$(FAST)
+	$(RUN)/pytest -m slow
 
 # Each fault at random points, ten times: hours. `make chaos CHAOS=1 ON=tests/faults/test_frames.py` tries one file. docs/faults.md
 CHAOS ?= 10

@@ -51,6 +51,7 @@ def test_ours_merged_says_what_ours_says_and_not_what_the_bare_model_says(bench:
     assert not torch.allclose(adapted_logits, bench.vlm.model(input_ids=batch.input_ids).logits, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_table_has_every_rival_and_true_sizes(bench: Bench) -> None:
     rows = measure(bench, n_frames=N_FRAMES, n_rounds=1, n_batch=2, say=lambda _line: None)
     by = {row.system: row for row in rows}

@@ -178,6 +178,7 @@ infra.forget.forget(sys.argv[1], sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_change_and_run_again_it_finishes(tmp_path: Path) -> None:
     """kill -9 before the n-th file that it writes or removes."""
     reference = make_root(tmp_path / "reference")
@@ -255,6 +256,7 @@ def test_examples_of_other_targets_are_no_part_of_it(root: str, command: Command
     assert f"{root}/hypernetwork: trained on it" in command("show", IDS[0]).out
 
 
+@pytest.mark.slow
 def test_in_a_bucket(bucket: str, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     monkeypatch.setenv("VIDEO2LORA_DATA", f"{bucket}/data")
     root = make_tables(f"{bucket}/data")

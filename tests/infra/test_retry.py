@@ -37,6 +37,7 @@ def recipe(folder: Path, *, deadline_s: float) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_of_two_cpus")
 def test_what_took_too_long_is_tried_again_with_more_time(root: str, tmp_path: Path, clips: list[Path], command: Command) -> None:
     (tmp_path / "empty.mp4").write_bytes(b"")

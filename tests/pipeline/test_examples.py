@@ -119,6 +119,7 @@ def data(done: Path, tmp_path: Path) -> Path:
     return shutil.copytree(done, tmp_path / "data")
 
 
+@pytest.mark.slow
 def test_one_row_per_video_with_its_targets_in_the_shuffled_order(done: Path) -> None:
     table = table_of(done)
     assert read(table) == expected(World())
@@ -129,6 +130,7 @@ def test_one_row_per_video_with_its_targets_in_the_shuffled_order(done: Path) ->
     assert len(set(versions)) == len(versions) and {len(version) for version in versions} == {8}
 
 
+@pytest.mark.slow
 def test_a_finished_run_imports_no_ray_and_writes_nothing(data: Path) -> None:
     before = sorted(path for path in data.rglob("*") if path.is_file())
     again = (
@@ -142,6 +144,7 @@ def test_a_finished_run_imports_no_ray_and_writes_nothing(data: Path) -> None:
     assert sorted(path for path in data.rglob("*") if path.is_file()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_of_two_cpus")
 def test_a_killed_run_ends_with_the_same_shards(done: Path, tmp_path: Path) -> None:
     where = write_inputs(tmp_path, World())
@@ -154,6 +157,7 @@ def test_a_killed_run_ends_with_the_same_shards(done: Path, tmp_path: Path) -> N
     assert shard_sizes(table_of(tmp_path)) == [5, 5, 5, 5, 1] and table_of(tmp_path).shards()[:2] == first
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_of_two_cpus")
 def test_what_changed_is_made_anew_and_nothing_else(data: Path, opened: Watch) -> None:
     """A target's text, a split, a video that left, and one that the teacher wrote for now."""

@@ -189,6 +189,7 @@ def grey(path: Path, levels: list[int], *, seed: int | None = None, qp: int = 4)
         container.mux(stream.encode(None))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_of_two_cpus")
 def test_filters_refuse_with_a_reason_in_a_set_beside_the_others(data: Path, tmp_path: Path) -> None:
     limits = FilterSettings(max_black_share=0.5, max_frozen_share=0.5, min_motion=0.05, near_duplicate_bits=4)
@@ -286,6 +287,7 @@ def hold_both(pipes: list[Path], found: list[bool], done: threading.Event) -> No
                 os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_of_two_cpus")
 def test_two_cpus_decode_two_clips_at_a_time(tmp_path: Path) -> None:
     import ray.data
