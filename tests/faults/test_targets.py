@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from infra.storage import Table
 from tests.faults.command import named
 from tests.faults.scenario import ENVIRONMENT, Job, Undisturbed
 from tests.faults.world import BLOCK, N_CLIPS, N_PROMPTS, World, table_of
-from video2lora import prompts
-from video2lora.tiny.build import build_model, build_tokenizer, save_vlm
+from tests.teacher.odd_vlm import save_odd_vlm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -80,15 +78,7 @@ def test_an_engine_that_no_node_has_room_for_is_refused_at_once(job: Job) -> Non
 @pytest.fixture(scope="module")
 def odd_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose untrained weights stop at once, early or never."""
-    folder = tmp_path_factory.mktemp("odd")
-    tokenizer = build_tokenizer(
-        ["One red circle moves left.", "What shape is shown?", "Which way does the object move?"] * 9, vocab_size=400
-    )
-    model = build_model(tokenizer, seed=3)
-    with torch.no_grad():  # a longer row makes the end token the best about as often as not
-        model.lm_head.weight[tokenizer.convert_tokens_to_ids(prompts.END_OF_UTTERANCE)] *= 3.0
-    save_vlm(model, tokenizer, folder)
-    return folder
+    return save_odd_vlm(tmp_path_factory.mktemp("odd"))
 
 
 def test_texts_that_are_no_targets_and_prompts_that_are_too_long(job: Job, odd_teacher: Path) -> None:

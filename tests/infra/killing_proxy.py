@@ -3,7 +3,7 @@
     before    nothing of the request reaches the server        midway    half of its body does, then the connection ends
     after     the server has done it, and the answer is lost
 
-Requests go on byte for byte, with the Host that was signed, so signatures hold. Those that only read change nothing and are not counted.
+Requests that only read change nothing and are not counted.
 """
 
 import http.client
@@ -12,9 +12,11 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Lock, Thread
+from http.server import BaseHTTPRequestHandler
+from threading import Event, Lock
 from typing import Literal
+
+from tests.servers.passing_on import Server, passed_on, serving
 
 Moment = Literal["before", "midway", "after"]
 MOMENTS: tuple[Moment, ...] = ("before", "midway", "after")
@@ -51,10 +53,7 @@ class KillingProxy:
         self.pid = 0
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
+class _Server(Server):
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that was killed is what this is for."""
 
@@ -76,15 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = self.close_connection or bool(moment)
         if moment == "before":
             return self.proxy.kill()
-        host, _, port = self.proxy.target.removeprefix("http://").partition(":")
-        upstream = http.client.HTTPConnection(host, int(port), timeout=60)
-        try:
-            upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-            for name, value in self.headers.items():
-                if name.lower() not in ("connection", "expect"):
-                    upstream.putheader(name, value)
-            upstream.putheader("Connection", "close")
-            upstream.endheaders(body[: len(body) // 2] if moment == "midway" else body)
+        with passed_on(self, body[: len(body) // 2] if moment == "midway" else body, self.proxy.target) as upstream:
             if moment == "midway":
                 return self.proxy.kill()
             response = upstream.getresponse()
@@ -92,8 +83,6 @@ class _Handler(BaseHTTPRequestHandler):
             if moment == "after":
                 return self.proxy.kill()
             self.answer(response, answer)
-        finally:
-            upstream.close()
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = forward
 
@@ -115,13 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
 def killing_proxy(target: str) -> Iterator[KillingProxy]:
     """A proxy to the endpoint `target`, for the block."""
     proxy = KillingProxy(target)
-    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": proxy}))
-    proxy.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, name="killing-proxy")
-    thread.start()
-    try:
+    server = _Server(type("Handler", (_Handler,), {"proxy": proxy}))
+    proxy.endpoint = server.endpoint
+    with serving(server):
         yield proxy
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

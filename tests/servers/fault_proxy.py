@@ -1,7 +1,7 @@
 """A proxy before an S3 server that breaks requests as networks and stores do, when a test says so.
 
-Requests go on byte for byte, with the Host that was signed, so signatures hold. A fault is for the next n requests that it matches;
-of several the first given that has any left is taken. Threads and the standard library: other processes (Ray's workers) use it too.
+A fault is for the next n requests that it matches; of several the first given that has any left is taken. Threads and the standard
+library: other processes (Ray's workers) use it too.
 """
 
 import http.client
@@ -13,9 +13,11 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
+from http.server import BaseHTTPRequestHandler
+from threading import Lock
 from typing import Literal
+
+from tests.servers.passing_on import Server, passed_on, serving
 
 CHUNK_BYTES = 1 << 16
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -85,12 +87,9 @@ class FaultProxy:
         return sum(fault.times for fault in self.faults)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
+class _Server(Server):
     def __init__(self, handler: "type[_Handler]") -> None:
-        super().__init__(("127.0.0.1", 0), handler)
+        super().__init__(handler)
         self.broken: list[str] = []  # what went wrong in the proxy itself
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -103,16 +102,10 @@ def fault_proxy(target: str) -> Iterator[FaultProxy]:
     """A proxy to the endpoint `target`, for the block."""
     proxy = FaultProxy(target)
     server = _Server(type("Handler", (_Handler,), {"proxy": proxy}))
-    proxy.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, name="fault-proxy")
-    thread.start()
-    try:
+    proxy.endpoint = server.endpoint
+    with serving(server):
         yield proxy
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-        assert not server.broken, server.broken[0]
+    assert not server.broken, server.broken[0]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -136,22 +129,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(fault.status, [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))], iter([text]))
         if fault and kind == "slow":
             time.sleep(fault.wait_s)
-        host, _, port = self.proxy.target.removeprefix("http://").partition(":")
-        upstream = http.client.HTTPConnection(host, int(port), timeout=60)
-        try:
-            upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-            for name, value in self.headers.items():
-                if name.lower() not in ("connection", "expect"):
-                    upstream.putheader(name, value)
-            upstream.putheader("Connection", "close")
-            upstream.endheaders(body)
+        with passed_on(self, body, self.proxy.target) as upstream:
             response = upstream.getresponse()
             if kind == "lost":
                 response.read()
                 return self.reset()
             self.answer(response.status, response.getheaders(), _chunks(response), fault if kind in ("cut", "short") else None)
-        finally:
-            upstream.close()
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = forward
 
