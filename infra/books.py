@@ -185,6 +185,11 @@ def unnamed_files(table: Table, state: State) -> tuple[list[Finding], int]:
                 )
             else:
                 n_unfinished += 1
+    for folder in ("log", "wanted"):  # whose files have names of their own: what a kill left of one is a part
+        parts = [f"{folder}/{name}" for name in names(f"{table.folder}/{folder}") if name.endswith(".part")]
+        n_unfinished += 0 if state.is_complete else len(parts)
+        detail = "a run was killed while it wrote it"
+        findings += [Finding("orphan", table.folder, path, detail) for path in parts if state.is_complete]
     return findings, n_unfinished
 
 

@@ -128,6 +128,16 @@ def test_orphans_of_ended_runs_are_removed_and_no_other_file(root: str, frames: 
     assert command("verify").code == 0 and not (folder / begun).exists()
 
 
+@pytest.mark.parametrize("folder", ["log", "wanted", "shards", "rejects"])
+def test_parts_that_a_kill_left(frames: Table, command: Command, folder: str) -> None:
+    part = Path(frames.folder, folder, f"{frames.state().attempt:06d}-{'a' * 32}.parquet.{'b' * 32}.part")
+    part.parent.mkdir(exist_ok=True)
+    part.write_bytes(b"half")
+    ran = command("verify")
+    assert ran.code == 6 and f"{folder}/{part.name}: orphan" in ran.out
+    assert command("verify", "--repair").code == 0 and not part.exists()
+
+
 def test_a_copy_of_a_shard_is_foreign(frames: Table, command: Command) -> None:
     shutil.copy(shards(frames)[0], shards(frames)[0].with_name("copy.parquet"))
     ran = command("verify", "--repair")
