@@ -78,7 +78,8 @@ def print_tables(found: Facts, *, with_settings: bool) -> None:
         books = "closed" if one["complete"] else "open"
         begun = (one["begun_at"].replace("+00:00", "Z"), one["begun_by"].rsplit(":", 1)[0])
         grid.add_row(one["table"], one["set"], *counts, f"{one['n_bytes'] / 1e6:,.1f}", books, *begun)
-    console().print(grid)
+    if found["tables"]:
+        console().print(grid)
     for one in found["tables"]:
         rejects = ", ".join(f"{reason} {n:,}" for reason, n in one["rejects"].items())
         if rejects:

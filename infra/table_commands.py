@@ -13,10 +13,13 @@ import typer
 
 from infra import jobs
 from infra.config import load_recipe, load_where
-from infra.errors import RowsLostError
+from infra.errors import BadInputError, RowsLostError
+from infra.progress import say
 
 RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name or a YAML file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON on standard output.")]
+
+NOTHING = "no table is there; VIDEO2LORA_DATA names the folder or bucket"
 
 targets_app = typer.Typer(invoke_without_command=True)
 
@@ -47,13 +50,16 @@ def verify(
 ) -> None:
     """Whether the books of every table close: wanted = done + rejected + pending, and every file as it was committed.
 
-    Exit code 0 if all do, 6 if not. With --repair: removes what belongs to no table, and has the rows of files that are lost made again.
+    Exit code 0 if all do, 6 if not, 3 where there is no table. With --repair: removes what belongs to no table, and has the rows of files
+    that are lost made again.
     """
     from infra import books
 
     root = load_where().data
     found = books.examine(root)
     outputs = books.examine_outputs(root)
+    if not found and not outputs:
+        raise BadInputError(f"{root}: {NOTHING}")
     left = [*(finding for book in found for finding in book.findings), *outputs]
     books.print_books(found, left)
     if repair and left:
@@ -85,7 +91,10 @@ def ls(
     """The tables and sets there are: rows, rejects, what is pending, bytes, and who made them when."""
     from infra import shown
 
-    found = shown.tables(load_where().data, name=table)
+    root = load_where().data
+    found = shown.tables(root, name=table)
+    if not found["tables"]:
+        say(f"{root}: {NOTHING}")
     shown.print_json(found) if as_json else shown.print_tables(found, with_settings=table is not None)
 
 

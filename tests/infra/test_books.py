@@ -40,11 +40,6 @@ def test_books_that_close(root: str, command: Command) -> None:
     assert numbers == ["5", "4", "1", "0", "0"], "wanted, done, rejected, pending, obsolete"
 
 
-def test_a_root_without_tables_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
-    monkeypatch.setenv("VIDEO2LORA_DATA", str(tmp_path / "none"))
-    assert command("verify").code == 0
-
-
 def remove_shard(table: Table) -> Path:
     shards(table)[0].unlink()
     return shards(table)[0].parent
@@ -126,6 +121,14 @@ def test_orphans_of_ended_runs_are_removed_and_no_other_file(root: str, frames: 
     assert f"{begun}: orphan" in command("verify").out, "once the books are closed, nobody can commit it any more"
     assert command("verify", "--repair").code == 0
     assert command("verify").code == 0 and not (folder / begun).exists()
+
+
+def test_a_place_without_tables_does_not_pass_for_closed_books(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDEO2LORA_DATA", str(tmp_path / "misspelt"))
+    ran = command("verify")
+    assert ran.code == 3 and "misspelt: no table is there; VIDEO2LORA_DATA names the folder or bucket" in ran.err
+    assert "no table is there" in command("ls").err
+    assert not (tmp_path / "misspelt").exists()
 
 
 @pytest.mark.parametrize("folder", ["log", "wanted", "shards", "rejects"])
