@@ -30,11 +30,11 @@ class Order:
         return self.table.begin(self.asked, self.wanted)
 
 
-def summary(table: Table, *, rows: str = "rows") -> str:
-    """Rows, which `rows` says more of, and rejects by reason."""
+def summary(table: Table) -> str:
+    """Rows, and rejects by reason."""
     reasons = Counter(table.read_rejects()["reason"].to_pylist())
     rejected = ", ".join(f"{reason} {n}" for reason, n in sorted(reasons.items()))
-    return f"{table.name}: {table.n_rows()} {rows}, {reasons.total()} rejects" + (f" ({rejected})" if rejected else "")
+    return f"{table.name}: {table.n_rows()} rows, {reasons.total()} rejects" + (f" ({rejected})" if rejected else "")
 
 
 @contextmanager

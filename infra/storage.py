@@ -17,6 +17,7 @@ import os
 import socket
 import uuid
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ from infra.artifacts import REJECTS, REJECTS_BY_KEY, TABLES, TableSpec
 from infra.attempt import Attempt
 from infra.digests import digest, now
 from infra.errors import BadInputError, StorageError
-from infra.log import Log
+from infra.log import N_READERS, Log
 from infra.objects import prove_written_once, read_bytes, size_on_disk, write_new
 from infra.parquet import from_parquet, from_parquet_file, to_parquet
 from infra.state import REJECTS as OF_REJECTS
@@ -152,6 +153,12 @@ class Table:
         """All rejects of the stage that writes this table."""
         return self._read(OF_REJECTS, REJECTS_BY_KEY, None)
 
+    def read_keys(self, keys: Iterable[str], columns: Sequence[str], *, kind: str = ROWS) -> pa.Table:
+        """The rows, or rejects, of these keys, also of those that are wanted no longer; no file is read but those that hold them."""
+        state, spec = self.state(), self.spec if kind == ROWS else REJECTS_BY_KEY
+        live = among(state.live(), pa.array(keys, pa.string()))
+        return self._read_files(kind, spec, columns, state, live.filter(pc.equal(live["kind"], kind)))
+
     def read_file(self, file: File, columns: Sequence[str] | None = None) -> pa.Table:
         """One file. Raises StorageError if it is gone or not the one that was committed.
 
@@ -170,18 +177,26 @@ class Table:
 
     def _read(self, kind: str, spec: TableSpec, columns: Sequence[str] | None) -> pa.Table:
         state, counted = self._now_counted()
+        return self._read_files(kind, spec, columns, state, counted.filter(pc.equal(counted["kind"], kind)))
+
+    def _read_files(self, kind: str, spec: TableSpec, columns: Sequence[str] | None, state: State, chosen: pa.Table) -> pa.Table:
+        """Of rows or rejects those that are chosen (of one `kind`), file by file in order; several are fetched at a time."""
         names = list(columns or spec.schema.names)
         schema = pa.schema([spec.schema.field(name) for name in names])
-        paths = self._paths(kind, state, counted)
-        keys = counted.filter(pc.equal(counted["kind"], kind))["key"]
-        is_whole = sum(state.files[path].n_rows for path in paths) == len(keys)
-        found = [
-            self._select(state.files[path], spec, names, None if is_whole else among(counted, pa.array([path]), column="path")["key"])
-            for path in paths
-        ]
+        paths = self._paths(kind, state, chosen)
+        keys: dict[str, pa.Array] = {}  # of each file; none where all of all files are chosen
+        if sum(state.files[path].n_rows for path in paths) != len(chosen):
+            grouped = chosen.group_by("path", use_threads=False).aggregate([("key", "list")])
+            keys = {path: of_path.values for path, of_path in zip(grouped["path"].to_pylist(), grouped["key_list"], strict=True)}
+
+        def read(path: str) -> pa.Table:
+            return self._select(state.files[path], spec, names, keys.get(path))
+
+        with ThreadPoolExecutor(N_READERS) as pool:
+            found = list(pool.map(read, paths))
         return pa.concat_tables(found).select(names) if found else schema.empty_table()
 
-    def _select(self, file: File, spec: TableSpec, names: list[str], keys: pa.ChunkedArray | None) -> pa.Table:
+    def _select(self, file: File, spec: TableSpec, names: list[str], keys: pa.Array | None) -> pa.Table:
         if keys is None:
             return self.read_file(file, names)
         found = self.read_file(file, list(dict.fromkeys([*names, *spec.key])))

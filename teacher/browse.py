@@ -22,10 +22,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from infra.artifacts import REJECTS_BY_KEY
+from infra.artifacts import REJECTS_BY_KEY, TableSpec
 from infra.errors import BadInputError, StorageError
 from infra.sets import Made, sets_of
-from infra.state import REJECTS, ROWS, State, among
+from infra.state import REJECTS, ROWS, among
 from infra.storage import Table
 
 THUMBNAIL_PX = 176  # longest edge
@@ -104,10 +104,10 @@ def choose(
 
 def read(table: Table, made: Made, kind: str, keys: pa.Array) -> Iterable[Drawn]:
     """The rows or rejects of these keys, with their frames where they are still there."""
-    spec, state = (table.spec, table.state()) if kind == ROWS else (REJECTS_BY_KEY, table.state())
-    rows = _rows(table, state, spec.keys_of, keys, TARGET_COLUMNS if kind == ROWS else ["stage", "key", "reason", "detail"])
-    frames = _frames(table.root, made, sorted({key.split("/")[0] for key, _ in rows}))
-    for key, row in rows:
+    columns = TARGET_COLUMNS if kind == ROWS else ["stage", "key", "reason", "detail"]
+    rows = _by_key(table.spec if kind == ROWS else REJECTS_BY_KEY, table.read_keys(keys, columns, kind=kind))
+    frames = _frames(table.root, made, sorted({key.split("/")[0] for key in rows}))
+    for key, row in rows.items():
         video_id = key.split("/")[0]
         seen = frames.get(video_id, {})
         told = _told_of_row(row) if kind == ROWS else _told_of_reject(key, row)
@@ -160,15 +160,8 @@ def _told_of_reject(key: str, row: Row) -> Row:
     return {"task": reason, "prompt": f"prompt {_prompt_id(key)}", "text": row["detail"] or "", "facts": f"rejected: {reason}"}
 
 
-def _rows(table: Table, state: State, keys_of: Any, keys: pa.Array, columns: list[str]) -> list[tuple[str, Row]]:
-    """The rows of these keys, from the files that hold them."""
-    found: list[tuple[str, Row]] = []
-    counted = among(state.live(), keys)
-    for path in sorted(set(counted["path"].to_pylist())):
-        rows = table.read_file(state.files[path], columns)
-        rows = rows.filter(pc.is_in(keys_of(rows), value_set=among(counted, pa.array([path]), column="path")["key"]))
-        found += zip(keys_of(rows).to_pylist(), rows.to_pylist(), strict=True)
-    return found
+def _by_key(spec: TableSpec, rows: pa.Table) -> dict[str, Row]:
+    return dict(zip(spec.keys_of(rows).to_pylist(), rows.to_pylist(), strict=True))
 
 
 def _frames(root: str, made: Made, video_ids: list[str]) -> dict[str, Row]:
@@ -176,10 +169,7 @@ def _frames(root: str, made: Made, video_ids: list[str]) -> dict[str, Row]:
     found: dict[str, Row] = {}
     for table, of in sets_of(root, "frames"):
         if of == made.get("frames"):
-            state = table.state()
-            live = among(state.live(), pa.array(video_ids, pa.string()))
-            keys = live.filter(pc.equal(live["kind"], ROWS))["key"].combine_chunks()
-            found |= dict(_rows(table, state, table.spec.keys_of, keys, FRAME_COLUMNS))
+            found |= _by_key(table.spec, table.read_keys(video_ids, FRAME_COLUMNS))
     return found
 
 

@@ -5,7 +5,8 @@ were up and asked, not from those they took to start.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,13 +59,9 @@ def told(measures: Measures, *, gpus_per_engine: float) -> list[str]:
     ]
 
 
-def sampled(rows: Sequence[Mapping[str, Any]], *, seed: int = 0, n: int = N_SAMPLED) -> list[Mapping[str, Any]]:
-    """The `n` targets that come first in an order drawn from the seed: the same ones of the same targets, wherever they were made."""
-
-    def drawn(row: Mapping[str, Any]) -> bytes:
-        return hashlib.sha256(f"{seed} {row['video_id']} {row['prompt_id']} {row['version']}".encode()).digest()
-
-    return sorted(rows, key=drawn)[:n]
+def sampled(keys: Iterable[str], *, seed: int = 0, n: int = N_SAMPLED) -> list[str]:
+    """The `n` keys that come first in an order drawn from the seed: the same ones of the same targets, wherever they were made."""
+    return heapq.nsmallest(n, keys, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest())
 
 
 def sample_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -126,7 +126,7 @@ def run(recipe: Recipe, where: Where) -> str:
     targets = targets_set(recipe, where.data, weights=teacher_name(model, recipe.teacher))
     if targets.finished(asked(recipe, where)):
         say(f"targets: {targets.folder} is complete, nothing to do")
-        return _told(targets)
+        return summary(targets)
     ordered, prompts = _ordered(recipe, where, model)
     attempt, measures = ordered.begin(), {}
     left = {name: [one for one in of_video if target_key(name, one) in attempt.left] for name, of_video in prompts.items()}
@@ -136,7 +136,7 @@ def run(recipe: Recipe, where: Where) -> str:
     attempt.complete(measures=measures)
     if left:
         _tell(targets, measures, where)
-    return _told(targets)
+    return summary(targets)
 
 
 def main() -> None:
@@ -193,14 +193,9 @@ def _tell(targets: Table, sums: dict[str, Any], where: Where) -> None:
     for line in measures_of.told(measures_of.summed(sums), gpus_per_engine=where.teacher_gpus):
         say(f"targets: {line}")
     say("targets: ten of them, drawn by seed 0; more: `video2lora targets browse`")
-    rows = targets.read(["video_id", "prompt_id", "version", "prompt", "target"]).to_pylist()
-    for line in measures_of.sample_lines(measures_of.sampled(rows)):
+    drawn = targets.read_keys(measures_of.sampled(targets.keys().to_pylist()), ["video_id", "prompt", "target"])
+    for line in measures_of.sample_lines(drawn.to_pylist()):
         say(line)
-
-
-def _told(targets: Table) -> str:
-    n_tokens = pc.sum(targets.read(["n_tokens"])["n_tokens"]).as_py() or 0
-    return summary(targets, rows=f"rows of {n_tokens} tokens")
 
 
 def _frames_to_ask(asked: pa.Table) -> pa.Table:

@@ -18,9 +18,9 @@ def test_a_run_that_asked_nothing_tells_nothing() -> None:
 
 
 def test_ten_targets_are_sampled_by_the_seed_whatever_their_order() -> None:
-    rows = [{"video_id": f"v{i}", "prompt_id": "p", "version": "1", "prompt": "What?", "target": f"{i}"} for i in range(200)]
-    found = sampled(rows)
-    assert len(found) == 10
-    assert sampled(rows[::-1]) == found
-    assert sampled(rows, seed=1) != found
-    assert sample_lines(found)[0] == f"  {found[0]['video_id']} | What? | {found[0]['target']}"
+    keys = [f"v{i}/p/1" for i in range(200)]
+    found = sampled(keys)
+    assert len(set(found)) == 10 and set(found) < set(keys)
+    assert sampled(keys[::-1]) == found
+    assert sampled(keys, seed=1) != found
+    assert sample_lines([{"video_id": "v7", "prompt": "What?", "target": "A dog."}]) == ["  v7 | What? | A dog."]
