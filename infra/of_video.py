@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from infra.artifacts import FILES
 from infra.errors import BadInputError
 from infra.sets import tables_of
-from infra.state import ROWS
 from infra.storage import Table
 from video2lora.video import VideoDecodeError, short_id
 
@@ -108,10 +107,4 @@ def _files(root: str, video_id: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _all_rows(table: Table, columns: list[str]) -> pa.Table:
     """Those that are wanted no longer, too: forgetting that was killed has begun with wanting them no longer."""
-    state = table.state()
-    live = state.live()
-    found = [table.read_file(state.files[path], columns) for path in state.paths(ROWS)]
-    if not found:
-        return pa.schema([table.spec.schema.field(name) for name in columns]).empty_table()
-    rows = pa.concat_tables(found)
-    return rows.filter(pc.is_in(table.spec.keys_of(rows), value_set=live.filter(pc.equal(live["kind"], ROWS))["key"]))
+    return table.read_keys(table.state().live()["key"].to_pylist(), columns)

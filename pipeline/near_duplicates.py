@@ -25,9 +25,7 @@ from PIL import Image
 
 HASH_BITS = 64
 SQUARE = 32  # pHash's
-ROUNDING = (
-    16.0  # ours, of waves as below: 3.5 times the deviation that rounding each of the means to whole levels gives them (32 / 2 / sqrt(12))
-)
+ROUNDING = 16.0  # ours, of waves as below: 3.5 times the deviation that rounding the means to whole levels gives them, 32 / 2 / sqrt(12)
 MOST_DISTANCE_BITS = 8  # ours: above it (d + 1)^2 sorted tables cost more than comparing, and unlike pictures begin to match
 PAIRS_AT_ONCE = 1 << 22  # ours: 100 MB of pairs
 VIDEOS_AT_ONCE = 1 << 16
