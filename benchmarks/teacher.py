@@ -7,7 +7,8 @@ taken within a round, where both shared the machine's load, and reported as the 
 large one, all that is ours is lost beside the model. Steady state: the start of the engine is not in any time.
 
 Command  python -m benchmarks.teacher -o benchmarks/results/teacher.md
-Cost     tiny, 256 videos of 4 frames and 6 prompts, 7 rounds on 2 CPU cores: 4 minutes.
+         python -m benchmarks.models 500m -o /tmp/m500    random weights of a real size; then --model /tmp/m500 --videos 4 --size 384 --block 2
+Cost     tiny, 256 videos of 4 frames and 6 prompts, 7 rounds on 2 CPU cores: 2 minutes; 500m as above: 2 minutes a round.
 """
 
 import argparse
@@ -188,7 +189,7 @@ def main() -> None:
     parser.add_argument("--process", action="store_true", help="vLLM in a process of its own, as on a GPU")
     parser.add_argument("-o", "--output", type=Path, help="Markdown file; default: print alone")
     arguments = parser.parse_args()
-    given = [(name, getattr(arguments, name)) for name in ("model", "videos", "rounds")]
+    given = [(name, getattr(arguments, name)) for name in ("model", "videos", "frames", "size", "block", "rounds")]
     arguments.command = " ".join(
         ["python -m benchmarks.teacher"]
         + [f"--{name} {value}" for name, value in given if value != parser.get_default(name)]
