@@ -7,7 +7,7 @@ taken within a round, where both shared the machine's load, and reported as the 
 large one, all that is ours is lost beside the model. Steady state: the start of the engine is not in any time.
 
 Command  python -m benchmarks.teacher -o benchmarks/results/teacher.md
-         python -m benchmarks.models 500m -o /tmp/m500    random weights of a real size; then --model /tmp/m500 --videos 4 --size 384 --block 2
+         python -m benchmarks.models 500m -o /tmp/m500    random weights; then --model /tmp/m500 --videos 4 --size 384 --block 2
 Cost     tiny, 256 videos of 4 frames and 6 prompts, 7 rounds on 2 CPU cores: 2 minutes; 500m as above: 2 minutes a round.
 """
 
