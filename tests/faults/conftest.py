@@ -66,7 +66,7 @@ def undisturbed(world: World, cluster: Any, tmp_path_factory: pytest.TempPathFac
         ran = job.run("frames")
     seconds = time.monotonic() - started
     assert ran.code == 0, ran.err
-    opens = mode(clips.counts.values())  # each clip's, but where the system has merged two of them, or a decoder was started again
+    opens = mode(clips.counts.values())  # each clip's
     return Undisturbed(table_of(job.root, "frames"), seconds, opens)
 
 

@@ -1,8 +1,7 @@
 """How often each file of a folder was opened, told by the system (inotify): work that was done is seen, whoever did it and lost it.
 
-A clip is opened for each decode, so the opens beyond an undisturbed run's are decodes done again, also those of a process that was killed
-before it wrote anything. Two opens of one file with nothing between them are one event if nobody has read it yet: of a few clips the count
-is one too low, and never too high.
+A clip is opened as often for each decode, so the opens beyond an undisturbed run's are decodes done again, also those of a process that was
+killed before it wrote anything. Two equal events with nothing between them are one if nobody has read it yet; so closing is watched too.
 """
 
 import ctypes
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-OPENED, OVERFLOW = 0x20, 0x4000  # inotify(7)
+OPENED, CLOSED, OVERFLOW = 0x20, 0x10, 0x4000  # inotify(7)
 EVENT = struct.Struct("iIII")
 
 
@@ -37,7 +36,7 @@ class Opened:
                 name = data[at + EVENT.size : at + EVENT.size + length].rstrip(b"\0").decode()
                 if mask & OVERFLOW:
                     raise RuntimeError("inotify: more was opened than the system counted")
-                if name:
+                if mask & OPENED and name:
                     self.counts[name] += 1
                 at += EVENT.size + length
 
@@ -47,7 +46,7 @@ def opened(folder: Path) -> Iterator[Opened]:
     """Counts opens of the folder's files for the block."""
     libc = ctypes.CDLL(None, use_errno=True)
     fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-    if fd < 0 or libc.inotify_add_watch(fd, os.fsencode(folder), OPENED) < 0:
+    if fd < 0 or libc.inotify_add_watch(fd, os.fsencode(folder), OPENED | CLOSED) < 0:
         raise OSError(ctypes.get_errno(), "inotify")
     watch = Opened(fd)
     try:
