@@ -19,7 +19,7 @@ from infra.progress import say
 RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name or a YAML file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON on standard output.")]
 
-NOTHING = "no table is there; VIDEO2LORA_DATA names the folder or bucket"
+NOTHING = "is there; VIDEO2LORA_DATA names the folder or bucket"
 
 targets_app = typer.Typer(invoke_without_command=True)
 
@@ -59,7 +59,7 @@ def verify(
     found = books.examine(root)
     outputs = books.examine_outputs(root)
     if not found and not outputs:
-        raise BadInputError(f"{root}: {NOTHING}")
+        raise BadInputError(f"{root}: no table {NOTHING}")
     left = [*(finding for book in found for finding in book.findings), *outputs]
     books.print_books(found, left)
     if repair and left:
@@ -94,7 +94,7 @@ def ls(
     root = load_where().data
     found = shown.tables(root, name=table)
     if not found["tables"]:
-        say(f"{root}: {NOTHING}")
+        say(f"{root}: no table {f'{table} ' if table else ''}{NOTHING}")
     shown.print_json(found) if as_json else shown.print_tables(found, with_settings=table is not None)
 
 

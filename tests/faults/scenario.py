@@ -120,13 +120,11 @@ class Job:
         most_in_flight: int,
         clips: Opened | None = None,
         but: Sequence[str] = (),
-        superseded: bool = False,
     ) -> Cost:
         """Nothing lost, nothing twice, all else as undisturbed; made again at most `most_in_flight` rows and those being committed.
 
         `clips`: opens of them, which tell of work that reached no file. Workers go on while the driver commits, so on top of a block for
-        each worker come those that were whole and had not been committed: none of them for longer than COMMIT_S. A run that was
-        `superseded` learns it when it commits: what its files hold by then is made twice.
+        each worker come those that were whole and had not been committed: none of them for longer than COMMIT_S.
         """
         table = Table(self.root, undisturbed.table.name, undisturbed.table.set)
         found = cost(table, undisturbed.table, struck_at=self.struck_at, but=frozenset(but))
@@ -145,7 +143,6 @@ class Job:
         )
         assert found.findings == []
         assert (found.n_lost, found.n_twice, found.n_other) == (0, 0, 0), found
-        excused = found.n_waiting + (found.n_redone if superseded else 0)
-        assert n_again - excused <= most_in_flight, (again, found)
+        assert 0 <= n_again - found.n_waiting <= most_in_flight, (again, found)
         assert found.oldest_s < COMMIT_S, found
         return found

@@ -189,6 +189,22 @@ def test_damaged_wanted_keys_are_an_error_and_asking_again_mends_it(table: Table
     assert keys(table) == ["a", "b", "d"]
 
 
+def test_rows_of_keys_come_from_the_files_that_hold_them_alone(tmp_path: Path) -> None:
+    table = Table(str(tmp_path), "frames", "one-set")
+    attempt = table.begin(ASKED, ["a", "b", "c", "d"])
+    for name in ("ab", "c", "d"):
+        attempt.write([row(one) for one in name], [])
+    table.begin(ASKED, ["a", "d"]).complete()
+    kept = {key: path for path, file in table.state().files.items() for key in file.keys}
+    Path(table.folder, kept["d"]).unlink()
+    assert table.read_keys(["c", "b", "x"], ["video_id"])["video_id"].to_pylist() == ["b", "c"], (
+        "wanted or not, and no other of their files"
+    )
+    assert table.read_keys([], ["video_id"]).num_rows == 0
+    with pytest.raises(StorageError):
+        table.read_keys(["d"], ["video_id"])
+
+
 def test_storage_that_is_full_is_one_clear_error_and_the_same_again_continues(tmp_path: Path) -> None:
     """A real refusal of the system: no file of this process may grow beyond 3,000 bytes."""
     code = (
