@@ -116,14 +116,28 @@ class HypernetworkSettings(Settings):
     static_adapter: bool = True
     normalise_features: bool = False
     opens_answer: bool = False  # whether features go on to "Assistant:"; published ones end with the user's turn
+    read_every: int = Field(default=1, ge=1)  # layers in groups of so many read the features of their group's last layer; published: 1
+
+
+HOW = ("zero_stage", "compile", "checkpoint_every", "checkpoints_kept")
+"""Settings of training that change how it runs and not what comes out: a run goes on when they have changed."""
 
 
 class TrainingSettings(Settings):
-    """Paper appendix E (500M): 9,000 steps of 384 samples, AdamW, lr 1e-4, cosine to 0 after 3 % warm-up, clipped at 1.0."""
+    """Paper appendix E (500M): 9,000 steps of 384 samples, AdamW, lr 1e-4, cosine to 0 after 3 % warm-up, clipped at 1.0.
+
+    The loss of a target is ce_weight * CE + kl_weight * KL + l1_weight * L1; published: CE alone.
+    """
 
     n_steps: int = Field(default=9000, ge=1)
     videos_per_step: int = Field(default=384, ge=1)  # over all workers
     targets_per_video: int = Field(default=1, ge=1)
+    tasks: tuple[str, ...] | None = None  # which targets are trained on: summary, caption, qa; None: all
+    max_chunks: int = Field(default=1, ge=1)  # a step's videos are read in 1 to so many chunks whose adapters are composed; published: 1
+    visual_tokens: Literal["computed", "stored"] = "computed"  # stored: by the table `visual_tokens`, and pictures are not read
+    ce_weight: float = Field(default=1.0, ge=0)  # of the cross-entropy of a target's tokens
+    kl_weight: float = Field(default=0.0, ge=0)  # of the divergence from the teacher's likeliest tokens (teacher.logprobs > 0)
+    l1_weight: float = Field(default=0.0, ge=0)  # of the mean absolute value of the generated factors
     lr: float = Field(default=1e-4, gt=0)
     warmup: float = Field(default=0.03, ge=0, lt=1)  # share of the steps
     betas: tuple[float, float] = (0.9, 0.999)
@@ -133,8 +147,14 @@ class TrainingSettings(Settings):
     dtype: Literal["float32", "bfloat16"] = "float32"
     newline_after_target: bool = True  # the chat template's line end is learnt too, as published
     seed: int = 42
+    compile: bool = False  # the hypernetwork by torch.compile
     checkpoint_every: int = Field(default=500, ge=1)
+    checkpoints_kept: int = Field(default=2, ge=1)  # the last ones; the best by validation is kept beside them
     validate_every: int = Field(default=1000, ge=1)  # as the published code
+    validation_answers: int = Field(default=100, ge=0)  # targets that are answered at each validation, as published; all count for its loss
+    select: Literal["last", "loss", "exact_match"] = "last"  # the checkpoint that becomes the hypernetwork; paper: loss, of the validation
+    patience: int | None = Field(default=None, ge=1)  # validations without a better one by `select` after which training ends
+    max_loss_ratio: float | None = Field(default=10.0, gt=1)  # to the median of the last 100 steps: beyond it training stops
 
 
 class AnswerSettings(Settings):
@@ -186,6 +206,8 @@ class Where(BaseSettings):
     teacher_endpoint: str | None = None  # URL up to /v1; its key is OPENAI_API_KEY, which the openai package reads by itself
     teacher_deadline_s: float = Field(default=120.0, gt=0)  # for an endpoint to answer one request
     training_workers: int = Field(default=2, ge=1)
+    training_min_workers: int | None = Field(default=None, ge=1)  # go on with so few while others are lost; None: wait for all of them
+    training_held_bytes: int = Field(default=1 << 30, ge=0)  # of pictures or visual tokens that a worker holds; a larger split streams
     training_gpus: float = Field(default=0.0, ge=0)  # per worker
 
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import torch
+from jaxtyping import Float, Float32, Int32
 
 from infra.artifacts import EXAMPLES
 from infra.errors import BadInputError
@@ -44,21 +46,32 @@ DECODED = pa.schema(
 
 
 @dataclass(frozen=True)
+class TeacherTokens:
+    """The teacher's own tokens of a target, and for each the k it held likeliest (its own among them or not)."""
+
+    token_ids: Int32[np.ndarray, " n_tokens"]
+    top_token_ids: Int32[np.ndarray, "n_tokens k"]
+    top_logprobs: Float32[np.ndarray, "n_tokens k"]
+
+
+@dataclass(frozen=True)
 class Target:
     """What the model is to write after a prompt, without any frame."""
 
     task: str
     prompt: str
     text: str
+    teacher: TeacherTokens | None = None  # where the recipe keeps log-probabilities
 
 
 @dataclass(frozen=True)
 class Example:
-    """A decoded video and all its targets."""
+    """A video and all its targets: decoded, or with what the VLM's vision tower made of it in the place of pictures (0 x 0 px)."""
 
     video_id: str
     frames: Frames
     targets: tuple[Target, ...]
+    visual_tokens: Float[torch.Tensor, "n_pictures n_image_tokens d_vlm"] | None = None
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ class HypernetworkConfig(BaseModel):
     normalise_features: bool = False
     # Published features end with the user's turn; they can go on to "Assistant:", where the VLM is about to answer.
     opens_answer: bool = False
+    # Published: each layer's adapter is read from its own features. Layers in groups of `read_every` can read those of their group's last.
+    read_every: PositiveInt = 1
 
     @model_validator(mode="after")
     def _consistent(self) -> "HypernetworkConfig":
