@@ -25,18 +25,17 @@ from infra.artifacts import REJECTS_BY_KEY
 from infra.digests import digest
 from infra.errors import StorageError
 from infra.log import PACK, Entry
-from infra.objects import names, read_bytes, read_json
+from infra.objects import names, read_bytes
 from infra.outputs import Output
 from infra.parquet import from_parquet
 from infra.progress import counting
-from infra.sets import tables_of
+from infra.sets import HYPERNETWORKS, hypernetworks_of, tables_of
 from infra.state import ROWS, File, State, among
 from infra.storage import Table
 
 N_READING = 8  # threads; Python's lock is free while they read and hash
-OUTPUTS = ("hypernetwork", "report")
 WIDE = 200  # columns, where there is no terminal to fit into
-MAKES = dict.fromkeys(("files", "scenes", "videos", "questions"), "manifest SOURCE") | {"answers": "answer", "hypernetwork": "train"}
+MAKES = dict.fromkeys(("files", "scenes", "videos", "questions"), "manifest SOURCE") | {"answers": "answer", HYPERNETWORKS: "train"}
 """The stage that makes a table, where it is not called like it."""
 
 Kind = Literal[
@@ -116,10 +115,17 @@ def examine_tables(tables: list[Table]) -> list[Book]:
 def examine_outputs(root: str) -> list[Finding]:
     """What was begun and is not complete of the folders without rows."""
     found = []
-    for output in (Output(root, name) for name in OUTPUTS):
-        if read_json(f"{output.folder}/made.json") is not None and not output.is_complete():
-            found.append(Finding("output", output.folder, "", f"is begun and not complete: run `{makes(output.name)}`"))
+    for output in outputs_of(root):
+        if not output.is_complete():
+            command = makes(output.name.split("/")[0])
+            found.append(Finding("output", output.folder, "", f"is begun and not complete: run `{command}`"))
     return found
+
+
+def outputs_of(root: str) -> list[Output]:
+    """Every folder without rows that was begun. Raises StorageError."""
+    report = Output(root, "report")
+    return [*hypernetworks_of(root), *([report] if report.is_begun() else [])]
 
 
 def makes(name: str) -> str:

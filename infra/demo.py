@@ -14,9 +14,8 @@ from rich.table import Table as Grid
 from infra import jobs
 from infra.config import Recipe, Where
 from infra.errors import BadInputError
-from infra.outputs import Output
 from infra.progress import say
-from infra.sets import examples_set, frames_set, made_targets
+from infra.sets import examples_set, frames_set, hypernetwork_output, made_targets
 
 ON_RAY = ("frames", "targets", "examples", "train")
 
@@ -51,15 +50,16 @@ def _step(name: str, recipe: Recipe, where: Where) -> str:
 
 def _is_there(name: str, recipe: Recipe, where: Where) -> bool:
     """Whether a stage was finished once; if it has more to do nevertheless, it starts a Ray of its own."""
-    if name == "train":
-        return Output(where.data, "hypernetwork").is_complete()
     if name == "frames":
         return frames_set(recipe, where.data).is_complete()
     try:
         targets = made_targets(recipe, where.data)
     except BadInputError:
         return False
-    return name == "targets" or examples_set(recipe, targets).is_complete()
+    examples = examples_set(recipe, targets)
+    if name == "targets" or not examples.is_complete():
+        return name == "targets"
+    return name == "examples" or hypernetwork_output(recipe, examples).is_complete()
 
 
 def _print_seconds(seconds: list[tuple[str, float, str]]) -> None:

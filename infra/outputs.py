@@ -1,8 +1,8 @@
-"""A folder that is made once and has no rows: the hypernetwork, the report.
+"""A folder that is made once and has no rows: a hypernetwork, the report.
 
 made.json       what makes it, with the same of all its inputs
 ...             its files
-complete.json   written last
+complete.json   written last, with the time
 """
 
 import json
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from infra.digests import now
 from infra.errors import BadInputError, MadeFromOtherError
 from infra.objects import read_json, remove, write_new
 
@@ -38,8 +39,16 @@ class Output:
             )
         return not self.is_complete()
 
+    def is_begun(self) -> bool:
+        return read_json(f"{self.folder}/made.json") is not None
+
     def is_complete(self) -> bool:
-        return read_json(f"{self.folder}/complete.json") is not None
+        return self.completed_at() is not None
+
+    def completed_at(self) -> str | None:
+        """When it was finished, in UTC; None if it is not."""
+        complete = read_json(f"{self.folder}/complete.json")
+        return None if complete is None else str(complete.get("at", ""))
 
     def made_from(self) -> dict[str, Any]:
         """What made it. Raises BadInputError if it is not complete: nothing is to be built on it."""
@@ -50,7 +59,7 @@ class Output:
 
     def complete(self) -> None:
         """To be said last."""
-        write_new(f"{self.folder}/complete.json", b"{}")
+        write_new(f"{self.folder}/complete.json", _json({"at": now()}))
 
     def abandon(self) -> None:
         """Nothing was made: what is begun next may be made from something else."""

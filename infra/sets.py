@@ -3,17 +3,22 @@
 A set's folder is named by what a person would call it and a short hash of its settings; the settings stand in the table's register,
 <root>/<name>/sets/. Settings that say where or in which portions something is made (deadlines, blocks) are no part of it, and neither is
 what was asked for: more videos and other prompts are further keys of the same set.
+
+Hypernetworks lie side by side likewise, a folder for each training. What a training saw is fixed, so more examples make another one.
 """
 
 import re
 from typing import Any
 
-from infra.config import Recipe, SceneSettings
+from infra.config import HOW, Recipe, SceneSettings
 from infra.digests import short_hash
 from infra.errors import BadInputError
 from infra.log import Log
+from infra.objects import folders, read_json
+from infra.outputs import Output
 from infra.storage import Table
 
+HYPERNETWORKS = "hypernetworks"  # the folder of all of them
 READER = 1  # of frames: raised when the same file and settings would give other pictures
 
 Made = dict[str, Any]
@@ -47,7 +52,7 @@ def targets_made(recipe: Recipe, *, weights: str) -> Made:
 
 def targets_set(recipe: Recipe, root: str, *, weights: str) -> Table:
     """The recipe's targets by these weights."""
-    return _table(root, "targets", recipe.teacher.model.rstrip("/").rsplit("/", 1)[-1], targets_made(recipe, weights=weights))
+    return _table(root, "targets", _basename(recipe.teacher.model), targets_made(recipe, weights=weights))
 
 
 def made_targets(recipe: Recipe, root: str) -> Table:
@@ -55,13 +60,11 @@ def made_targets(recipe: Recipe, root: str) -> Table:
 
     Raises BadInputError where there are none.
     """
-    asked = targets_made(recipe, weights="")
     found = []
-    for table, made in sets_of(root, "targets"):
-        if {**made, "weights": ""} == asked:
-            state = table.state()
-            if state.completed is not None and state.is_complete:
-                found.append((state.completed["at"], table))
+    for table in _begun_targets(recipe, root):
+        state = table.state()
+        if state.completed is not None and state.is_complete:
+            found.append((state.completed["at"], table))
     if not found:
         raise BadInputError(f"{root}/targets: no complete set of this recipe's teacher and frames: run `video2lora targets` first")
     return max(found, key=lambda one: one[0])[1]
@@ -75,6 +78,46 @@ def examples_made(recipe: Recipe, targets: Table) -> Made:
 def examples_set(recipe: Recipe, targets: Table) -> Table:
     """The recipe's examples from these targets."""
     return _table(targets.root, "examples", targets.set.rsplit("-", 1)[0], examples_made(recipe, targets))
+
+
+def hypernetwork_made(recipe: Recipe, examples: Table) -> Made:
+    """What a hypernetwork depends on: all but how its training is run. Raises BadInputError if the examples are not complete."""
+    training = recipe.training.model_dump(mode="json", exclude=set(HOW))
+    return {
+        "stage": "train",
+        **recipe.section("vlm", "hypernetwork"),
+        "training": training,
+        "inputs": {"examples": examples.made_from()},
+    }
+
+
+def hypernetwork_output(recipe: Recipe, examples: Table) -> Output:
+    """The folder that training writes, on these examples as they are now. Raises BadInputError if they are not complete."""
+    made = hypernetwork_made(recipe, examples)
+    return Output(examples.root, f"{HYPERNETWORKS}/{_folder_name(_basename(recipe.vlm.model), made)}")
+
+
+def trained_hypernetwork(recipe: Recipe, root: str) -> Output:
+    """The recipe's hypernetwork where it is finished; of several, because examples were added since, the one finished last.
+
+    Raises BadInputError where there is none.
+    """
+    asked = recipe.section("vlm", "hypernetwork") | {"training": recipe.training.model_dump(mode="json", exclude=set(HOW))}
+    examples = {examples_set(recipe, targets).set for targets in _begun_targets(recipe, root)}
+    found = []
+    for output in hypernetworks_of(root):
+        at, made = output.completed_at(), read_json(f"{output.folder}/made.json")
+        if at is not None and {name: made[name] for name in asked} == asked and made["inputs"]["examples"]["set"] in examples:
+            found.append((at, output))
+    if not found:
+        raise BadInputError(f"{root}/{HYPERNETWORKS}: none was trained by this recipe: run `video2lora train` first")
+    return max(found, key=lambda one: one[0])[1]
+
+
+def hypernetworks_of(root: str) -> list[Output]:
+    """Every training that was begun under a root. Raises StorageError."""
+    outputs = [Output(root, f"{HYPERNETWORKS}/{name}") for name in folders(f"{root.rstrip('/')}/{HYPERNETWORKS}")]
+    return [output for output in outputs if output.is_begun()]
 
 
 def answers_set(root: str, made: Made) -> Table:
@@ -104,8 +147,22 @@ def tables_of(root: str) -> list[Table]:
     return [table for table in found if table.state().begun is not None]
 
 
+def _begun_targets(recipe: Recipe, root: str) -> list[Table]:
+    """The recipe's targets by whichever weights of the teacher's name."""
+    asked = targets_made(recipe, weights="")
+    return [table for table, made in sets_of(root, "targets") if {**made, "weights": ""} == asked]
+
+
+def _basename(model: str) -> str:
+    return model.rstrip("/").rsplit("/", 1)[-1]
+
+
 def _table(root: str, name: str, label: str, made: Made) -> Table:
-    return Table(root, name, f"{re.sub(r'[^A-Za-z0-9._-]+', '-', label)[:60]}-{short_hash(made)}")
+    return Table(root, name, _folder_name(label, made))
+
+
+def _folder_name(label: str, made: Made) -> str:
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', label)[:60]}-{short_hash(made)}"
 
 
 def _register(root: str, name: str) -> Log:

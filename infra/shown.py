@@ -13,12 +13,10 @@ import pyarrow.compute as pc
 from rich.table import Table as Grid
 
 from infra.artifacts import REJECTS_BY_KEY, TABLES
-from infra.books import OUTPUTS, console
+from infra.books import console, outputs_of
 from infra.errors import BadInputError
 from infra.log import Entry
-from infra.objects import read_json
 from infra.of_video import FORGOTTEN, Video, one_video, video_of
-from infra.outputs import Output
 from infra.sets import sets_of, tables_of
 from infra.state import ROWS, State, among
 from infra.storage import Table
@@ -35,11 +33,7 @@ def tables(root: str, *, name: str | None = None) -> Facts:
         raise BadInputError(f"{name}: no such table, expected one of {', '.join(TABLES)}")
     made = _made(root)
     found = [_table(table, made.get((table.name, table.set))) for table in tables_of(root) if name in (None, table.name)]
-    outputs = [
-        {"output": one.name, "complete": one.is_complete()}
-        for one in (Output(root, output) for output in OUTPUTS if name is None)
-        if read_json(f"{one.folder}/made.json") is not None
-    ]
+    outputs = [{"output": one.name, "complete": one.is_complete()} for one in (outputs_of(root) if name is None else [])]
     return {"root": root, "tables": found, "outputs": outputs}
 
 

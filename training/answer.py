@@ -1,7 +1,7 @@
 """`questions` of one split -> `answers`: every question answered by every system of the recipe.
 
 Reads    videos (for the split), questions, frames, targets (the teacher's captions, for the system `caption` alone) and the
-         hypernetwork in <data>/hypernetwork.
+         recipe's hypernetwork.
 Writes   answers. Rejects: question_without_video, once for a question whose video has no frames; and for a question and system
          prompt_too_long, bad_row (its text spells an image token) and no_targets (no caption by the teacher).
 Command  video2lora answer --recipe demo
@@ -31,7 +31,7 @@ from infra.config import Recipe, Where, load_recipe, load_where
 from infra.errors import BadInputError
 from infra.outputs import Output
 from infra.progress import counting, say
-from infra.sets import answers_set, frames_set, made_targets
+from infra.sets import answers_set, frames_set, made_targets, trained_hypernetwork
 from infra.stage import Order
 from infra.storage import Table
 
@@ -104,7 +104,7 @@ def build(recipe: Recipe, where: Where, *, todo: Sequence[Block], timed: frozens
     # 2. the teacher's words
     said = captions(made_targets(recipe, where.data).read().to_pylist()) if "caption" in recipe.answer.systems else {}
     # 3. models, once; 1 block -> (its questions x systems) rows
-    with local_hypernetwork(where) as folder:
+    with local_hypernetwork(trained_hypernetwork(recipe, where.data)) as folder:
         systems = Systems(recipe, hypernetwork=folder, frames=rows, captions=said)
     for block in todo:
         yield systems(block, timed)
@@ -143,7 +143,8 @@ def made_from(recipe: Recipe, where: Where) -> Row:
     tables = {"videos": Table(where.data, "videos"), "questions": Table(where.data, "questions"), "frames": frames_set(recipe, where.data)}
     if "caption" in recipe.answer.systems:
         tables["targets"] = made_targets(recipe, where.data)
-    inputs = {name: table.made_from() for name, table in tables.items()} | {"hypernetwork": Output(where.data, "hypernetwork").made_from()}
+    inputs = {name: table.made_from() for name, table in tables.items()}
+    inputs["hypernetwork"] = trained_hypernetwork(recipe, where.data).made_from()
     return {"stage": "answer", **recipe.section("vlm", "answer"), "inputs": inputs}
 
 
@@ -164,9 +165,9 @@ def frames_of(recipe: Recipe, where: Where) -> pa.Table:
 
 
 @contextmanager
-def local_hypernetwork(where: Where) -> Iterator[Path]:
+def local_hypernetwork(hypernetwork: Output) -> Iterator[Path]:
     """The hypernetwork's folder on this machine, fetched for the block if the data folder is in a bucket."""
-    fs, folder = fsspec.core.url_to_fs(f"{where.data}/hypernetwork")
+    fs, folder = fsspec.core.url_to_fs(hypernetwork.folder)
     if isinstance(fs, LocalFileSystem):
         yield Path(folder)
         return

@@ -24,7 +24,7 @@ from infra.config import Recipe, Where, load_recipe, load_where
 from infra.errors import BadInputError
 from infra.objects import read_json, write_new
 from infra.outputs import Output
-from infra.sets import answers_set, examples_set, frames_set, made_targets
+from infra.sets import answers_set, examples_set, frames_set, made_targets, trained_hypernetwork
 from infra.storage import Table
 from training import measures
 from training.answer import captions, frames_of
@@ -49,7 +49,7 @@ def build(recipe: Recipe, where: Where, made_from: dict[str, Any]) -> dict[str, 
     # 2. scores, means, intervals
     scored = measures.score(answers, questions)
     systems = recipe.answer.systems
-    config = read_json(f"{where.data}/hypernetwork/config.json")
+    config = read_json(f"{trained_hypernetwork(recipe, where.data).folder}/config.json")
     said = captions(made_targets(recipe, where.data).read().to_pylist()) if "caption" in systems else {}
     kept = measures.kept_bytes(
         scored,

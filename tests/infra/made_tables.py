@@ -133,8 +133,7 @@ def make_answers(root: str, n: int) -> Table:
 def make_hypernetwork(root: str) -> Output:
     """Its lineage as training records it, without weights: published, and one checkpoint beside it."""
     examples = sets.examples_set(RECIPE, sets.made_targets(RECIPE, root))
-    made_from = {"stage": "train", "inputs": {"examples": examples.made_from()}}
-    output = Output(root, "hypernetwork")
+    made_from, output = sets.hypernetwork_made(RECIPE, examples), sets.hypernetwork_output(RECIPE, examples)
     output.begin(made_from)
     for folder in (output.folder, f"{output.folder}/checkpoints/step-00000100-0123abcd"):
         write_new(f"{folder}/config.json", json.dumps({"metadata": {"made_from": made_from, "step": 100}}).encode())

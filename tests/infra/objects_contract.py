@@ -46,6 +46,14 @@ class Contract:
             objects.write_new(f"{folder}/x/{name}", b"1")
         assert objects.names(f"{folder}/x") == ["a", "b"]
 
+    def test_folders_are_those_right_in_the_folder_that_hold_something(self, folder: str) -> None:
+        assert objects.folders(f"{folder}/none") == []
+        for name in ("b", "c/d/e", "c/f", "bb/g"):
+            objects.write_new(f"{folder}/x/{name}", b"1")
+        assert objects.folders(f"{folder}/x") == ["bb", "c"]
+        objects.remove(f"{folder}/x/bb/g")
+        assert objects.folders(f"{folder}/x") == ["c"]
+
     def test_removing_twice_is_removing_once(self, folder: str) -> None:
         objects.write_new(f"{folder}/a", b"1")
         objects.remove(f"{folder}/a")

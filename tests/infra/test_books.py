@@ -293,8 +293,8 @@ def test_an_entry_that_is_no_entry_is_one_line(root: str, frames: Table, command
 
 
 def test_an_output_that_is_not_complete(root: str, command: Command) -> None:
-    folder = Path(root) / "hypernetwork"
-    folder.mkdir()
+    folder = Path(root) / "hypernetworks" / "tiny-01234567"
+    folder.mkdir(parents=True)
     (folder / "made.json").write_text(json.dumps({"stage": "train"}))
     ran = command("verify", "--repair")
     assert ran.code == 6 and f"{folder}: output: is begun and not complete: run `video2lora train`" in ran.out

@@ -10,7 +10,23 @@ import pytest
 from infra.config import Recipe, load_recipe
 from infra.digests import now
 from infra.errors import BadInputError, StorageError
-from infra.sets import examples_set, frames_made, frames_set, made_targets, register, sets_of, tables_of, targets_made, targets_set
+from infra.outputs import Output
+from infra.sets import (
+    examples_made,
+    examples_set,
+    frames_made,
+    frames_set,
+    hypernetwork_made,
+    hypernetwork_output,
+    hypernetworks_of,
+    made_targets,
+    register,
+    sets_of,
+    tables_of,
+    targets_made,
+    targets_set,
+    trained_hypernetwork,
+)
 from infra.storage import Table
 
 RECIPE = load_recipe("tiny")
@@ -117,3 +133,60 @@ def test_targets_are_found_again_without_their_weights(tmp_path: Path) -> None:
         time.sleep(0.02)
     filled(second, targets_made(RECIPE, weights="w2"))
     assert made_targets(RECIPE, root) == second, "of two, the one finished last"
+
+
+def closed_examples(recipe: Recipe, root: str) -> Table:
+    """The recipe's, without a row."""
+    targets = targets_set(recipe, root, weights="w")
+    filled(targets, targets_made(recipe, weights="w"))
+    examples = examples_set(recipe, targets)
+    filled(examples, examples_made(recipe, targets))
+    return examples
+
+
+def trained(recipe: Recipe, examples: Table) -> Output:
+    output = hypernetwork_output(recipe, examples)
+    assert output.begin(hypernetwork_made(recipe, examples))
+    output.complete()
+    return output
+
+
+def test_hypernetworks_lie_side_by_side_and_how_they_are_trained_is_no_part_of_their_name(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    with pytest.raises(BadInputError, match="not there or not complete"):
+        hypernetwork_output(RECIPE, examples_set(RECIPE, targets_set(RECIPE, root, weights="w")))
+    examples = closed_examples(RECIPE, root)
+    folder = hypernetwork_output(RECIPE, examples).folder
+    assert folder.startswith(f"{root}/hypernetworks/tiny-")
+    for how in ({"zero_stage": 3}, {"compile": True}, {"checkpoint_every": 17}, {"checkpoints_kept": 5}):
+        assert hypernetwork_output(changed("training", **how), examples).folder == folder
+    others = [changed("training", seed=7), changed("training", n_steps=17), changed("hypernetwork", r=3), changed("vlm", model="a/b-C")]
+    folders = [hypernetwork_output(other, examples).folder for other in others]
+    assert len({folder, *folders}) == 5 and folders[-1].startswith(f"{root}/hypernetworks/b-C-")
+
+
+def test_the_hypernetwork_of_a_recipe_is_the_finished_one_of_its_settings_and_examples(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    first, longer, other_frames = RECIPE, changed("training", n_steps=17), changed("frames", jpeg_quality=17)
+    examples = closed_examples(first, root)
+    begun = hypernetwork_output(first, examples)
+    begun.begin(hypernetwork_made(first, examples))
+    with pytest.raises(BadInputError, match="none was trained by this recipe: run `video2lora train` first"):
+        trained_hypernetwork(first, root)
+    of_longer, of_other = trained(longer, examples), trained(other_frames, closed_examples(other_frames, root))
+    begun.complete()
+    assert hypernetworks_of(root) == sorted([begun, of_longer, of_other], key=lambda one: one.name)
+    assert trained_hypernetwork(changed("training", zero_stage=3), root) == trained_hypernetwork(first, root) == begun
+    assert trained_hypernetwork(longer, root) == of_longer and trained_hypernetwork(other_frames, root) == of_other
+
+
+def test_of_hypernetworks_on_fewer_and_more_examples_the_one_finished_last(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    examples = closed_examples(RECIPE, root)
+    found = []
+    for asked in ({"n": 1}, {"n": 2}, {"n": 3}):
+        examples.begin(asked, []).complete()
+        found.append(trained(RECIPE, examples))
+        time.sleep(0.002)  # a time to the millisecond tells them apart
+    assert len({one.folder for one in found}) == 3
+    assert trained_hypernetwork(RECIPE, root) == found[-1]

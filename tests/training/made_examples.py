@@ -1,7 +1,7 @@
 """Examples of made-up pictures: a bright square in one of four colours, and questions whose answers name the colour."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,9 @@ import numpy as np
 from PIL import Image
 
 from infra.config import Recipe
-from infra.sets import examples_made, examples_set, targets_made, targets_set
+from infra.objects import write_new
+from infra.outputs import Output
+from infra.sets import examples_made, examples_set, hypernetwork_made, hypernetwork_output, targets_made, targets_set
 from infra.stage import Order
 from infra.storage import Table
 from training.batches import Example, decode_row, example
@@ -63,6 +65,16 @@ def write_examples(recipe: Recipe, data: str, rows: Sequence[dict[str, Any]]) ->
     table = examples_set(recipe, targets)
     fill(table, rows, made=examples_made(recipe, targets))
     return table
+
+
+def fill_hypernetwork(recipe: Recipe, examples: Table, files: Mapping[str, bytes]) -> Output:
+    """A complete hypernetwork of these files, as training on the examples leaves it."""
+    output = hypernetwork_output(recipe, examples)
+    output.begin(hypernetwork_made(recipe, examples))
+    for name, data in files.items():
+        write_new(f"{output.folder}/{name}", data)
+    output.complete()
+    return output
 
 
 def write_vlm(folder: Path) -> None:

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_examples import fill, fill_targets
+from made_examples import fill, fill_hypernetwork, fill_targets
 from PIL import Image
 
 from infra.config import AnswerSettings, Recipe, VLMSettings, Where
 from infra.errors import BadInputError
-from infra.objects import write_new
-from infra.sets import answers_set, frames_made, frames_set, sets_of
+from infra.sets import answers_set, examples_set, frames_made, frames_set, made_targets, sets_of
 from infra.stage import Order
 from infra.storage import Table
 from training import answer
@@ -124,10 +123,8 @@ def a_recipe(vlm_folder: Path, **answer_settings: Any) -> Recipe:
 def a_data_folder(recipe: Recipe, folder: Path, hypernetwork_folder: Path) -> Where:
     data = folder / "data"
     write_inputs(recipe, str(data))
-    for name in ("config.json", "hypernetwork.safetensors"):
-        write_new(str(data / "hypernetwork" / name), (hypernetwork_folder / name).read_bytes())
-    write_new(str(data / "hypernetwork" / "made.json"), b'{"stage": "train"}')
-    write_new(str(data / "hypernetwork" / "complete.json"), b"{}")
+    fill(examples := examples_set(recipe, made_targets(recipe, str(data))), [])
+    fill_hypernetwork(recipe, examples, {path.name: path.read_bytes() for path in hypernetwork_folder.iterdir()})
     return Where(data=str(data))
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_examples import fill, fill_targets
+from made_examples import fill, fill_hypernetwork, fill_targets
 from PIL import Image
 
 from infra.attempt import reject
 from infra.config import AnswerSettings, FramesSettings, Recipe, VLMSettings, Where
 from infra.errors import BadInputError
-from infra.objects import read_json, write_new
+from infra.objects import read_json
 from infra.outputs import Output
 from infra.sets import examples_made, examples_set, frames_made, frames_set
 from infra.storage import Table
@@ -116,17 +116,15 @@ def a_data_folder(recipe: Recipe, folder: Path) -> Where:
     rejects = [reject("frames", "x", "truncated", HOSTILE), reject("frames", "y", "truncated")]
     fill(frames_set(recipe, where.data), frames(), rejects, made=frames_made(recipe))
     of_targets = fill_targets(recipe, where.data, targets())
-    fill(examples_set(recipe, of_targets), [], made=examples_made(recipe, of_targets))
-    write_new(f"{where.data}/hypernetwork/made.json", b'{"stage": "train"}')
-    write_new(f"{where.data}/hypernetwork/complete.json", b"{}")
-    rejects = [reject("answer", f"{q}/caption", "no_targets") for q in ("b1", "b2")]
-    fill(report.answers_of(recipe, where), answers(), rejects, made={"stage": "answer"})
+    fill(examples := examples_set(recipe, of_targets), [], made=examples_made(recipe, of_targets))
     config = {
         "format": "video2lora-hypernetwork-1",
         "hypernetwork": {"n_layers": 4, "r": 3, "target_modules": {"down_proj": [384, 128]}},
         "metadata": {"step": 11, "note": f"</pre>{HOSTILE}"},
     }
-    write_new(f"{where.data}/hypernetwork/config.json", json.dumps(config).encode())
+    fill_hypernetwork(recipe, examples, {"config.json": json.dumps(config).encode()})
+    rejects = [reject("answer", f"{q}/caption", "no_targets") for q in ("b1", "b2")]
+    fill(report.answers_of(recipe, where), answers(), rejects, made={"stage": "answer"})
     return where
 
 
