@@ -1,6 +1,6 @@
 """Every table and file that stages exchange: its schema, its key, its path. Stages meet here and nowhere else.
 
-    video files -> videos, questions -> frames -> targets -> examples -> hypernetwork -> answers -> report
+    video files -> videos, questions -> frames -> targets -> examples (-> visual_tokens) -> hypernetwork -> answers -> report
 
 A row leaves the flow only as a row of `rejects`, with a reason from `REJECT_REASONS`. Times are in seconds, sizes in pixels.
 A table is a folder; `infra.storage` says how it is written and committed. A key names all that its row depends on: by the set that
@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from video2lora.video import RejectReason
+from video2lora.video_file import RejectReason
 
 SPLITS = ("train", "validation", "test")
 
@@ -41,7 +41,9 @@ def _spec(name: str, key: tuple[str, ...], /, **columns: pa.DataType) -> TableSp
 
 
 _JPEGS = pa.list_(pa.binary())
-_TARGET = pa.struct([pa.field("task", pa.string()), pa.field("prompt", pa.string()), pa.field("target", pa.string())])
+# Where log-probabilities are asked for: the target's tokens, and of each the k likeliest and their values, [n_tokens, k] row by row.
+LOGPROBS = {"token_ids": pa.list_(pa.int32()), "top_token_ids": pa.list_(pa.int32()), "top_logprobs": pa.list_(pa.float32())}
+_TARGET = pa.struct({"task": pa.string(), "prompt": pa.string(), "target": pa.string(), **LOGPROBS})
 
 FILES = _spec(
     "files", ("uri", "version"),
@@ -74,14 +76,19 @@ TARGETS = _spec(
     "targets", ("video_id", "prompt_id", "version"),
     video_id=pa.string(), prompt_id=pa.string(), version=pa.string(),  # of the prompt's task and text
     teacher=pa.string(), task=pa.string(), prompt=pa.string(), target=pa.string(), n_tokens=pa.int32(), finish_reason=pa.string(),
-    # Where log-probabilities are asked for: the target's tokens, and of each the k likeliest and their values, [n_tokens, k] row by row.
-    token_ids=pa.list_(pa.int32()), top_token_ids=pa.list_(pa.int32()), top_logprobs=pa.list_(pa.float32()),
+    **LOGPROBS,
 )  # fmt: skip
 EXAMPLES = _spec(
     "examples", ("video_id", "version"),
     video_id=pa.string(), version=pa.string(),  # of split and targets
     split=pa.string(), jpegs=_JPEGS, timestamps_s=pa.list_(pa.float64()), duration_s=pa.float64(),
     targets=pa.list_(_TARGET),
+)  # fmt: skip
+VISUAL_TOKENS = _spec(
+    "visual_tokens", ("video_id",),
+    video_id=pa.string(), vlm=pa.string(),  # digest of its weights and dtype, "0123456789abcdef+bfloat16"
+    tokens=pa.binary(),  # [n_pictures, n_image_tokens, d_vlm] values of that dtype, little-endian
+    n_pictures=pa.int32(), n_image_tokens=pa.int32(), d_vlm=pa.int32(),
 )  # fmt: skip
 ANSWERS = _spec(
     "answers", ("question_id", "system"),
@@ -91,7 +98,7 @@ ANSWERS = _spec(
 REJECTS = _spec("rejects", ("stage", "key"), stage=pa.string(), key=pa.string(), reason=pa.string(), detail=pa.string())
 REJECTS_BY_KEY = TableSpec("rejects", REJECTS.schema, ("key",))  # within the table of one stage
 
-TABLES = {spec.name: spec for spec in (FILES, SCENES, VIDEOS, QUESTIONS, FRAMES, TARGETS, EXAMPLES, ANSWERS)}
+TABLES = {spec.name: spec for spec in (FILES, SCENES, VIDEOS, QUESTIONS, FRAMES, TARGETS, EXAMPLES, VISUAL_TOKENS, ANSWERS)}
 
 REJECT_REASONS = frozenset(reason.value for reason in RejectReason) | {
     "no_path",  # a manifest row without a path

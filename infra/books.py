@@ -35,7 +35,8 @@ from infra.storage import Table
 
 N_READING = 8  # threads; Python's lock is free while they read and hash
 WIDE = 200  # columns, where there is no terminal to fit into
-MAKES = dict.fromkeys(("files", "scenes", "videos", "questions"), "manifest SOURCE") | {"answers": "answer", HYPERNETWORKS: "train"}
+MAKES = dict.fromkeys(("files", "scenes", "videos", "questions"), "manifest SOURCE")
+MAKES |= {"visual_tokens": "encode", "answers": "answer", HYPERNETWORKS: "train"}
 """The stage that makes a table, where it is not called like it."""
 
 Kind = Literal[

@@ -1,7 +1,7 @@
 """`video2lora`: starts stages by name and turns what a user can cause into one line and an exit code.
 
 Exit codes: 0 done; 2 wrong usage; 3 bad input; 4 made from something else; 5 storage; 6 rows lost; 7 a stage failed; 8 superseded by
-another run; 130 interrupted.
+another run; 130 interrupted; 143 terminated, and what was done is saved.
 What is made is said by `--recipe`, where by the environment (VIDEO2LORA_DATA, RAY_ADDRESS, MLFLOW_TRACKING_URI, ...).
 """
 
@@ -59,9 +59,29 @@ def examples(recipe: RecipeOption = "demo") -> None:
 
 
 @app.command()
-def train(recipe: RecipeOption = "demo") -> None:
+def encode(recipe: RecipeOption = "demo") -> None:
+    """`examples` -> `visual_tokens`, what the VLM's vision tower makes of them (Ray Data); `train` runs it where it needs them."""
+    _run_stage("encode", recipe)
+
+
+@app.command()
+def train(
+    recipe: RecipeOption = "demo",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Two steps on made videos: memory, operations, speed; nothing is written.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="What --dry-run found, as JSON.")] = False,
+    profile: Annotated[int, typer.Option(metavar="N", min=0, help="Write a torch profile of N steps beside the hypernetwork.")] = 0,
+) -> None:
     """`examples` -> the hypernetwork (Ray Train, DeepSpeed ZeRO)."""
-    _run_stage("train", recipe)
+    if as_json and not dry_run:
+        raise typer.BadParameter("--json goes with --dry-run")
+    if dry_run:
+        trial = importlib.import_module("training.dry_run")
+        found = trial.run(load_recipe(recipe), load_where())
+        trial.print_json(found) if as_json else trial.print_tables(found)
+    else:
+        print(importlib.import_module("training.train").run(load_recipe(recipe), load_where(), profile=profile))
 
 
 @app.command()
@@ -74,6 +94,15 @@ def answer(recipe: RecipeOption = "demo") -> None:
 def report(recipe: RecipeOption = "demo") -> None:
     """`answers` -> table, report.json and an HTML page."""
     _run_stage("report", recipe)
+
+
+@app.command()
+def sweep(
+    name: Annotated[str, typer.Argument(metavar="SWEEP", help="A shipped sweep's name or a YAML file.")],
+    as_json: table_commands.JsonOption = False,
+) -> None:
+    """Recipes that differ in a few settings, each trained with several seeds -> one table with confidence intervals."""
+    importlib.import_module("training.sweep").run(name, load_where(), as_json=as_json)
 
 
 @app.command(name="demo")

@@ -41,14 +41,14 @@ def cluster(where: Where) -> Iterator[None]:
         log_to_driver=False,
         logging_level="ERROR",
     )
-    _quiet()
+    quiet()
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Progress is ours to show: one line per stage, not Ray Data's own."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

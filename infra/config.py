@@ -8,7 +8,7 @@ any other is given by path. Sources of the defaults: arXiv 2606.04351 section 4.
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -16,7 +16,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from infra.artifacts import SYSTEMS
 from infra.errors import BadInputError
-from video2lora.video import Sampling
+from video2lora.sampling import Sampling
+
+Read = TypeVar("Read", bound=BaseModel)
 
 
 class Settings(BaseModel):
@@ -207,33 +209,42 @@ class Where(BaseSettings):
     teacher_deadline_s: float = Field(default=120.0, gt=0)  # for an endpoint to answer one request
     training_workers: int = Field(default=2, ge=1)
     training_min_workers: int | None = Field(default=None, ge=1)  # go on with so few while others are lost; None: wait for all of them
+    training_videos_at_once: int | None = Field(default=None, ge=1)  # per worker, of a step's; None: all. For what its memory takes
     training_held_bytes: int = Field(default=1 << 30, ge=0)  # of pictures or visual tokens that a worker holds; a larger split streams
     training_gpus: float = Field(default=0.0, ge=0)  # per worker
 
 
 def load_recipe(name_or_path: str) -> Recipe:
     """The recipe of a shipped name or of a YAML file. Raises BadInputError with the path of each setting that is wrong."""
-    file = Path(name_or_path)
-    shipped = resources.files("infra") / "recipes" / f"{name_or_path}.yaml"
+    return read_yaml(Recipe, name_or_path, kind="recipe")
+
+
+def read_yaml(model: type[Read], name_or_path: str, *, kind: str) -> Read:
+    """The `kind` of a name that ships in infra/<kind>s, or of a YAML file. Raises BadInputError with the path of each wrong setting."""
+    file, folder = Path(name_or_path), resources.files("infra") / f"{kind}s"
+    shipped = folder / f"{name_or_path}.yaml"
     if file.suffix not in (".yaml", ".yml") and shipped.is_file():
         text = shipped.read_text()
     elif file.is_file():
         text = file.read_text()
     else:
-        names = sorted(entry.name.removesuffix(".yaml") for entry in (resources.files("infra") / "recipes").iterdir())
-        raise BadInputError(f"recipe {name_or_path!r}: no such file, and not one of {', '.join(names)}")
+        names = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir())
+        raise BadInputError(f"{kind} {name_or_path!r}: no such file, and not one of {', '.join(names)}")
     try:
-        return Recipe.model_validate_json(_yaml_as_json(text))
+        return checked(model, yaml.safe_load(text) or {}, where=f"{kind} {name_or_path}")
     except yaml.YAMLError as error:
-        raise BadInputError(f"recipe {name_or_path}: not YAML: {error}") from error
+        raise BadInputError(f"{kind} {name_or_path}: not YAML: {error}") from error
+
+
+def checked(model: type[Read], values: Any, *, where: str) -> Read:
+    """Settings of plain values. Raises BadInputError that begins with `where`, with the path of each wrong one."""
+    try:  # through JSON, where strict models take lists for tuples and nothing else for anything
+        return model.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']} (got {item['input']!r})" for item in error.errors()]
-        raise BadInputError(f"recipe {name_or_path}: " + "; ".join(wrong)) from error
-
-
-def _yaml_as_json(text: str) -> str:
-    """Through JSON, where strict models take lists for tuples and nothing else for anything."""
-    return json.dumps(yaml.safe_load(text) or {})
+        wrong = [
+            f"{'.'.join(map(str, item['loc'])) or model.__name__.lower()}: {item['msg']} (got {item['input']!r})" for item in error.errors()
+        ]
+        raise BadInputError(f"{where}: " + "; ".join(wrong)) from error
 
 
 def load_where() -> Where:

@@ -25,7 +25,8 @@ def run(recipe: Recipe, where: Where) -> None:
     if recipe.world is None:
         raise BadInputError("recipe: world: got nothing, expected the settings of a made world (the demo makes its own clips)")
     seconds: list[tuple[str, float, str]] = []
-    steps = ["clips", "manifest", *(name for name in jobs.STAGES if name != "clips")]
+    later = (name for name in jobs.STAGES if name not in ("clips", "encode"))  # train encodes where its recipe wants that stored
+    steps = ["clips", "manifest", *later]
     with ExitStack() as held:
         for i, name in enumerate(steps, start=1):
             say(f"[{i}/{len(steps)}] {name}")

@@ -41,3 +41,9 @@ class SupersededError(CommandError):
     """A later run has taken over the table this one was writing; what this one had committed is kept."""
 
     exit_code = 8
+
+
+class TerminatedError(CommandError):
+    """The command was told to end (SIGTERM) and has saved what was done: 128 and the signal's number, as shells have it."""
+
+    exit_code = 143

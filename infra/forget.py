@@ -27,7 +27,7 @@ from infra.state import ROWS, State
 from infra.storage import Table
 from infra.trained import print_trained, trained
 
-ORDER = ("answers", "questions", "examples", "targets", "frames", "scenes", "files", "videos")
+ORDER = ("answers", "questions", "visual_tokens", "examples", "targets", "frames", "scenes", "files", "videos")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ STAGES = {  # in their order; `manifest`, which takes a source besides, stands b
     "frames": "pipeline.frames",
     "targets": "teacher.targets",
     "examples": "pipeline.examples",
+    "encode": "training.visual_tokens",
     "train": "training.train",
     "answer": "training.answer",
     "report": "training.report",

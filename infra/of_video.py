@@ -1,6 +1,6 @@
 """A video, named as a person would -> its id, and which keys of each table are its own.
 
-Named by its id, by how that begins, or by a file: then by the file's content, wherever it lies now. Keys of frames, targets and examples
+Named by its id, by how that begins, or by a file: then by the file's content, wherever it lies now. Keys of the tables in BY_VIDEO
 begin with the video's id; its questions, and their answers, are found by the table `questions`, its content and addresses by `files`.
 """
 
@@ -19,7 +19,7 @@ from infra.storage import Table
 from video2lora.video import VideoDecodeError, short_id
 
 FORGOTTEN = "forgotten/"  # and a video_id: the key of the reject that `forget` leaves in `videos`
-BY_VIDEO = ("videos", "frames", "targets", "examples")  # tables whose keys begin with a video's id
+BY_VIDEO = ("videos", "frames", "targets", "examples", "visual_tokens")  # tables whose keys begin with a video's id
 BY_QUESTION = ("questions", "answers")
 ID = re.compile("[0-9a-f]{20}")  # as `short_id` makes them
 N_NAMED = 5  # ids that an error names

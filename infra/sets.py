@@ -20,6 +20,7 @@ from infra.storage import Table
 
 HYPERNETWORKS = "hypernetworks"  # the folder of all of them
 READER = 1  # of frames: raised when the same file and settings would give other pictures
+ENCODER = 1  # of visual tokens: raised when the same pictures and weights would give others
 
 Made = dict[str, Any]
 
@@ -78,6 +79,16 @@ def examples_made(recipe: Recipe, targets: Table) -> Made:
 def examples_set(recipe: Recipe, targets: Table) -> Table:
     """The recipe's examples from these targets."""
     return _table(targets.root, "examples", targets.set.rsplit("-", 1)[0], examples_made(recipe, targets))
+
+
+def visual_tokens_made(recipe: Recipe, *, weights: str) -> Made:
+    """What a row of `visual_tokens` depends on beside its video; `weights` names the VLM's, as content or revision."""
+    return {"stage": "encode", "encoder": ENCODER, "frames": frames_made(recipe), "vlm": {"weights": weights, "dtype": recipe.vlm.dtype}}
+
+
+def visual_tokens_set(recipe: Recipe, root: str, *, weights: str) -> Table:
+    """The recipe's visual tokens by these weights. Recipes that differ in their targets share them."""
+    return _table(root, "visual_tokens", _basename(recipe.vlm.model), visual_tokens_made(recipe, weights=weights))
 
 
 def hypernetwork_made(recipe: Recipe, examples: Table) -> Made:
@@ -142,7 +153,7 @@ def register(table: Table, made: Made) -> None:
 def tables_of(root: str) -> list[Table]:
     """Every table under a root that a run has begun, each set of it. Raises StorageError."""
     found = [Table(root, name) for name in ("files", "videos", "questions")]
-    for name in ("scenes", "frames", "targets", "examples", "answers"):
+    for name in ("scenes", "frames", "targets", "examples", "visual_tokens", "answers"):
         found += [table for table, _ in sets_of(root, name)]
     return [table for table in found if table.state().begun is not None]
 

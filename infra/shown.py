@@ -22,7 +22,7 @@ from infra.state import ROWS, State, among
 from infra.storage import Table
 from infra.trained import trained
 
-LONG = ("jpegs", "hashes", "token_ids", "top_token_ids", "top_logprobs")  # columns that nobody reads in a terminal
+LONG = ("jpegs", "tokens", "hashes", "token_ids", "top_token_ids", "top_logprobs")  # columns that nobody reads in a terminal
 
 Facts = dict[str, Any]
 
@@ -158,7 +158,14 @@ def _held(table: Table, state: State, path: str, keys: pa.ChunkedArray) -> Itera
     spec = table.spec if file.kind == ROWS else REJECTS_BY_KEY
     rows = table.read_file(file, [name for name in spec.schema.names if name not in LONG])
     rows = rows.filter(pc.is_in(spec.keys_of(rows), value_set=keys))
-    return zip(spec.keys_of(rows).to_pylist(), rows.to_pylist(), strict=True)
+    return zip(spec.keys_of(rows).to_pylist(), map(_readable, rows.to_pylist()), strict=True)
+
+
+def _readable(row: Facts) -> Facts:
+    """Without the columns of its targets that nobody reads."""
+    if "targets" not in row:
+        return row
+    return {**row, "targets": [{name: value for name, value in one.items() if name not in LONG} for one in row["targets"]]}
 
 
 def _runs(entries: list[Entry]) -> dict[int, Facts]:

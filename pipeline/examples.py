@@ -1,30 +1,30 @@
 """`frames` x `targets` -> `examples`: what training reads, a row per video with all its targets, shuffled, in even shards.
 
 Reads: `frames`, `targets`, the split of `videos`. Writes: `examples`; videos that no target came for go to rejects.
-Command: `video2lora examples`. Cost: about 1 ms per video.
+Command: `video2lora examples`. Cost: about 1 ms per video; with log-probabilities, the reading of a file of targets beside each of frames.
 
 A video's place in the shuffled order is drawn beforehand from the ids alone (sorted, then permuted by the recipe's
 seed), so content and order are the same on any cluster and after any interruption. Each shard of frames is read by one task,
 which is handed the texts of its videos: a join would send the frames through a shuffle of its own. The one shuffle left is
-the sort by place.
+the sort by place. The teacher's log-probabilities (10 kB a target) never pass the driver: it says in which files they are.
 
 A video whose targets or split have changed is another version of its row: the old one leaves, by writing the shards that held
 it anew, so that training can read shards whole.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.artifacts import EXAMPLES
+from infra.artifacts import EXAMPLES, LOGPROBS, TARGETS
 from infra.attempt import Attempt, reject
 from infra.config import Recipe, Where, load_recipe, load_where
 from infra.digests import short_hash
-from infra.errors import StageFailedError
+from infra.errors import StageFailedError, StorageError
 from infra.progress import counting, say
 from infra.sets import examples_made, examples_set, frames_set, made_targets
 from infra.stage import Order, failing, summary
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 STAGE = "examples"
 NO_TARGETS = "none"  # the version of a video that no target came for
-TARGET_COLUMNS = ["video_id", "prompt_id", "task", "prompt", "target"]
+TEXTS = ("task", "prompt", "target")
 FRAME_COLUMNS = ["video_id", "jpegs", "timestamps_s", "duration_s"]
 LOOKUP = pa.schema(
     [
@@ -44,39 +44,54 @@ LOOKUP = pa.schema(
         EXAMPLES.schema.field("version"),
         ("place", pa.int64()),
         EXAMPLES.schema.field("split"),
-        EXAMPLES.schema.field("targets"),
+        (
+            "targets",
+            pa.list_(pa.struct({name: pa.string() for name in (*TEXTS, "key", "file")})),
+        ),  # file: of its log-probabilities, or null
     ]
 )
 
 
 def targets_by_video(targets: pa.Table) -> dict[str, list[dict[str, str]]]:
-    """Each video's targets, sorted by prompt_id."""
+    """Each video's targets with their keys, sorted by prompt_id."""
+    targets = targets.append_column("key", TARGETS.keys_of(targets))
     found: dict[str, list[dict[str, str]]] = {}
     for row in targets.sort_by([("video_id", "ascending"), ("prompt_id", "ascending")]).to_pylist():
-        found.setdefault(row["video_id"], []).append({name: row[name] for name in ("task", "prompt", "target")})
+        found.setdefault(row["video_id"], []).append({name: row[name] for name in (*TEXTS, "key")})
     return found
 
 
-def lookup_table(video_ids: list[str], targets: pa.Table, videos: pa.Table, *, seed: int) -> pa.Table:
-    """What is added to the frames of each video that has targets, in the shuffled order; `place` counts from 0."""
+def lookup_table(
+    video_ids: list[str], targets: pa.Table, videos: pa.Table, *, seed: int, files: Mapping[str, str] | None = None
+) -> pa.Table:
+    """What is added to the frames of each video that has targets, in the shuffled order; `place` counts from 0.
+
+    `files` holds the address of each target's log-probabilities by its key, where the recipe has them.
+    """
     found = targets_by_video(targets)
     splits = dict(zip(videos["video_id"].to_pylist(), videos["split"].to_pylist(), strict=True))
     names = sorted(name for name in video_ids if name in found)
     shuffled = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     rows = [
-        {"video_id": name, "version": short_hash([splits[name], found[name]]), "place": i, "split": splits[name], "targets": found[name]}
+        {
+            "video_id": name,
+            "version": short_hash([splits[name], [{text: one[text] for text in TEXTS} for one in found[name]]]),
+            "place": i,
+            "split": splits[name],
+            "targets": [{**one, "file": files[one["key"]] if files else None} for one in found[name]],
+        }
         for i, name in enumerate(shuffled)
     ]
     return pa.Table.from_pylist(rows, schema=LOOKUP)
 
 
 def attach_targets(frames: pa.Table, lookup: pa.Table) -> pa.Table:
-    """Frames of the videos in the lookup, with its columns beside them."""
+    """Frames of the videos in the lookup, with its columns beside them; the log-probabilities of their targets are read here."""
     rows = pc.index_in(frames["video_id"].combine_chunks(), value_set=lookup["video_id"].combine_chunks())
     frames, added = frames.filter(rows.is_valid()), lookup.take(rows.drop_null())
-    for name in ("version", "place", "split", "targets"):
+    for name in ("version", "place", "split"):
         frames = frames.append_column(name, added[name])
-    return frames
+    return frames.append_column("targets", _with_logprobs(added["targets"].combine_chunks()))
 
 
 def lookup_by_shard(shards: Mapping[str, Sequence[str]], lookup: pa.Table) -> list[pa.Table]:
@@ -139,7 +154,8 @@ def _ordered(recipe: Recipe, where: Where) -> tuple[Order, pa.Table, list[str]]:
     videos = Table(where.data, "videos").read(["video_id", "split"])
     frames = frames_set(recipe, where.data).keys()  # from the log: reading the column would be reading every picture
     video_ids = frames.filter(pc.is_in(frames, value_set=videos["video_id"])).to_pylist()  # some may be of videos that have left
-    lookup = lookup_table(video_ids, targets.read(TARGET_COLUMNS), videos, seed=recipe.examples.seed)
+    files = _files(targets) if recipe.teacher.logprobs else None
+    lookup = lookup_table(video_ids, targets.read([*TARGETS.key, *TEXTS]), videos, seed=recipe.examples.seed, files=files)
     without = [f"{name}/{NO_TARGETS}" for name in sorted(set(video_ids) - set(lookup["video_id"].to_pylist()))]
     examples = examples_set(recipe, targets)
     wanted = sorted([*EXAMPLES.keys_of(lookup).to_pylist(), *without])
@@ -162,6 +178,34 @@ def _write(frames: Table, lookup: pa.Table, attempt: Attempt, *, where: Where, r
         for batch in arriving(ds, batch_size=rows_per_shard, stall_s=where.stall_s):
             rows = batch.select(EXAMPLES.schema.names).cast(EXAMPLES.schema)
             counter.advance(attempt.commit([writer.write_file(rows, ROWS, place=batch["place"][0].as_py() // rows_per_shard)]))
+
+
+def _files(targets: Table) -> dict[str, str]:
+    """The address of each target by its key, from the log."""
+    return {key: address for address, keys in targets.shards_of(targets.keys().to_pylist()).items() for key in keys}
+
+
+def _with_logprobs(targets: pa.ListArray) -> pa.ListArray:
+    """Targets of the lookup, as EXAMPLES has them. Raises StorageError."""
+    flat, ends = targets.flatten(), np.cumsum(pc.list_value_length(targets))
+    columns = {name: pc.struct_field(flat, name) for name in TEXTS}
+    keys, files = pc.struct_field(flat, "key"), pc.struct_field(flat, "file")
+    written = pa.concat_tables([pa.schema(LOGPROBS).append(pa.field("key", pa.string())).empty_table(), *_written(keys, files)])
+    rows = pc.index_in(keys, value_set=written["key"].combine_chunks())
+    columns |= {name: written[name].combine_chunks().take(rows) for name in LOGPROBS}
+    return pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), pa.StructArray.from_arrays(columns.values(), names=list(columns)))
+
+
+def _written(keys: pa.Array, files: pa.Array) -> Iterator[pa.Table]:
+    """Log-probabilities of these targets by key, file by file; other rows may stand in a file, also older ones of a key."""
+    for address in pc.unique(files).drop_null().to_pylist():
+        found = read_shard(address, [*TARGETS.key, *LOGPROBS])
+        found = found.append_column("key", TARGETS.keys_of(found)).select([*LOGPROBS, "key"])
+        wanted = keys.filter(pc.equal(files, address))
+        found = found.filter(pc.is_in(found["key"], value_set=wanted))
+        if len(found) != len(wanted):
+            raise StorageError(f"{address} has {len(found)} of {len(wanted)} targets: `video2lora verify --repair` has it made again")
+        yield found
 
 
 def _read_and_attach(lookup: pa.Table) -> pa.Table:

@@ -1,21 +1,18 @@
 """Which model writes: a recipe's name of it -> where its files lie, which weights they are, and what its config says of its size.
 
-Reads config files and, of a folder, its weights to name them by content; a hub's are named by their commit. No torch, no vLLM, so that
-a run with nothing to do starts neither. A model behind an endpoint is known by name alone: what serves it may change unseen, which is
-why its targets are a set of their own.
+Reads config files and, of a folder, its weights to name them (`infra.model_files`). No torch, no vLLM, so that a run with nothing to do
+starts neither. A model behind an endpoint is known by name alone: what serves it may change unseen, which is why its targets are a set
+of their own.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from infra.config import TeacherSettings
 from infra.errors import BadInputError
-
-HASHED_FILES = ("*.safetensors", "*config.json", "tokenizer.json")  # of a model folder: all that the text depends on
+from infra.model_files import model_files
 
 
 @dataclass(frozen=True)
@@ -43,23 +40,12 @@ def find_model(settings: TeacherSettings) -> Model:
     """Raises BadInputError if there is no such model, or none with safetensors."""
     if settings.served_by == "endpoint":
         return Model(settings.model, None, f"{settings.model}@{settings.revision or 'endpoint'}")
-    folder = Path(str(resources.files("video2lora.tiny") / "vlm") if settings.model == "tiny" else settings.model)
-    if folder.is_dir():
-        if settings.revision is not None:
-            raise BadInputError(
-                f"teacher.revision: got {settings.revision!r} for {settings.model!r}, which is a folder and has no revisions"
-            )
-        name = "tiny" if settings.model == "tiny" else folder.resolve().name
-        path, revision, identity = str(folder.resolve()), None, f"{name}@{_folder_digest(folder)}"
-    else:
-        folder = _hub_configs(settings)
-        path, revision = settings.model, folder.name
-        identity = f"{path}@{revision}"
+    files = model_files(settings.model, revision=settings.revision, setting="teacher")
     try:
-        config = json.loads((folder / "config.json").read_text())
-        return Model(path, revision, identity, **_sizes(config), smolvlm=_smolvlm(config, folder))
+        config = json.loads((files.folder / "config.json").read_text())
+        return Model(files.path, files.revision, files.identity, **_sizes(config), smolvlm=_smolvlm(config, files.folder))
     except (OSError, ValueError, KeyError) as error:
-        raise BadInputError(f"teacher.model: {settings.model}: expected a model's config files in {folder}, got {error!r}") from error
+        raise BadInputError(f"teacher.model: {settings.model}: expected a model's config files in {files.folder}, got {error!r}") from error
 
 
 def max_model_len(model: Model, settings: TeacherSettings) -> int:
@@ -85,28 +71,3 @@ def _smolvlm(config: dict[str, Any], folder: Path) -> SmolVLM | None:
         n_image_tokens=(vision["image_size"] // vision["patch_size"] // config["scale_factor"]) ** 2,
         processor=json.loads((folder / "processor_config.json").read_text())["processor_class"],
     )
-
-
-def _folder_digest(folder: Path) -> str:
-    """A hash of weights, configs and tokenizer."""
-    files = sorted({file for pattern in HASHED_FILES for file in folder.glob(pattern)})
-    if not any(file.suffix == ".safetensors" for file in files):
-        raise BadInputError(f"teacher.model: {folder} holds no *.safetensors; give a model folder, a hub name, or 'tiny'")
-    total = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()[:16]
-
-
-def _hub_configs(settings: TeacherSettings) -> Path:
-    """The folder of the hub's commit with the config files, fetched unless they are in the cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(settings.model, revision=settings.revision, allow_patterns=["*config.json"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise BadInputError(
-            f"teacher.model: got {settings.model!r}, which is neither 'tiny', nor a folder, nor a hub name in reach: {error}"
-        ) from error

@@ -1,15 +1,18 @@
-"""`examples` of one split -> the videos and targets of each training step, by Ray Data.
+"""`examples` of one split -> the videos and targets of each training step, the same for any number of workers.
 
-Pictures are decoded in Ray Data's tasks and travel as uint8. A split that fits into a worker's memory is read once: every
-worker then holds all of it and takes its own places of one global order, so the order of the data depends on the seed alone
-and a continued run, on any number of workers, goes on with the very next video. A larger split streams: every epoch reads the
-shards in another order, split evenly among the workers; a continued run begins at the start of the epoch it was in.
+All steps together are one endless order of places: step s takes the places [s * videos_per_step, (s + 1) * videos_per_step), and of
+those a worker takes each n_workers-th. Which video has a place depends on the seed alone, so a run that was killed goes on with the very
+next video, on however many workers.
 
-Which targets a video is trained on is drawn from (seed, epoch, video_id), the same for any number of workers.
-A row that cannot be decoded trains nothing, is counted and named in the checkpoint, and stops nobody.
+A split that fits into a worker's memory is held by every worker, and an epoch is a permutation of all its videos. A larger one streams
+by Ray Data (`training.streams`): an epoch is a permutation of the shards, and a window of some shards a permutation of their rows.
+
+Which targets a video is trained on is drawn from (seed, epoch, video_id). A row that cannot be used trains nothing, keeps its place,
+is counted and named in the checkpoint, and stops nobody.
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,30 +22,18 @@ import pyarrow as pa
 import torch
 from jaxtyping import Float, Float32, Int32
 
-from infra.artifacts import EXAMPLES
-from infra.errors import BadInputError
-from video2lora.jpeg import from_jpegs
-from video2lora.video import Frames, RejectReason
+from infra.errors import BadInputError, StageFailedError
+from training.streams import as_frames
+from training.visual_tokens import as_tensor
+from video2lora.sampling import Frames
 
 if TYPE_CHECKING:
     import ray.data
 
-HELD_BYTES = 1 << 30  # decoded pictures a worker holds; beyond that they stream. Ours: leaves 2 GiB workers their model
-SHUFFLED_BATCHES = 8  # of a streamed epoch, the batches whose rows are mixed; the shards are shuffled when they are made
-DECODE_CPUS = 0.5  # a fraction, so that decoding finds room beside training workers on a machine of 2 cores (ray#44687)
-DECODED = pa.schema(
-    [
-        EXAMPLES.schema.field("video_id"),
-        pa.field("pixels", pa.binary()),  # uint8 [n_frames, height, width, 3], C order
-        pa.field("height_px", pa.int32()),
-        pa.field("width_px", pa.int32()),
-        EXAMPLES.schema.field("timestamps_s"),
-        EXAMPLES.schema.field("duration_s"),
-        EXAMPLES.schema.field("targets"),
-        pa.field("reason", pa.string()),  # null, or why the row is rejected
-        pa.field("detail", pa.string()),
-    ]
-)
+    from video2lora.vlm import FrozenVLM
+
+OnReject = Callable[[dict[str, Any]], None]
+"""Called with each row of `streams.READ` that has a reason."""
 
 
 @dataclass(frozen=True)
@@ -76,50 +67,53 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """A worker's share of one step: videos, and for each of them its targets."""
+    """A worker's share of one step: videos, and for each of them its targets.
+
+    Workers step together, so where none of a share's videos can be used it has one all the same, that counts for nothing.
+    """
 
     examples: tuple[Example, ...]
     targets: tuple[tuple[Target, ...], ...]
+    counts: bool = True
 
     @property
     def n_targets(self) -> int:
-        return sum(map(len, self.targets))
+        """That count."""
+        return sum(map(len, self.targets)) if self.counts else 0
+
+    def parts(self, n: int) -> "list[Batch]":
+        """`n` batches as even as possible; where there are fewer videos, the rest count for nothing."""
+        edges = [len(self.examples) * i // n for i in range(n + 1)]
+        cut = [Batch(self.examples[a:b], self.targets[a:b], self.counts) for a, b in itertools.pairwise(edges) if b > a]
+        return cut + [Batch(self.examples[:1], (self.targets[0][:1],), counts=False)] * (n - len(cut))
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of each step a worker takes: `per_worker` videos of `per_worker * n_workers`."""
+    """Which places of each step a worker takes: one in n_workers of `per_step`. Not all need get as many."""
 
     rank: int
     n_workers: int
-    per_worker: int
+    per_step: int
 
 
-def decode_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of `examples` -> a row of DECODED; where it cannot be used, one with a reason and no pixels."""
-    try:
-        pixels = from_jpegs(row["jpegs"])
-        if len(pixels) != len(row["timestamps_s"]):
-            raise ValueError(f"{len(pixels)} pictures and {len(row['timestamps_s'])} timestamps")
-    except (ValueError, TypeError) as error:  # damaged, or null where a list should be
-        return {"video_id": row["video_id"], "reason": RejectReason.DECODE_ERROR.value, "detail": str(error)[:200]}
-    if not row["targets"]:
-        return {"video_id": row["video_id"], "reason": "no_targets", "detail": "the row has no target"}
-    size = {"height_px": pixels.shape[1], "width_px": pixels.shape[2]}
-    kept = {name: row[name] for name in ("video_id", "timestamps_s", "duration_s", "targets")}
-    return {**kept, **size, "pixels": pixels.tobytes()}
+def example(row: dict[str, Any], *, vlm: "FrozenVLM | None" = None) -> Example:
+    """A row of `streams.READ` that was not rejected. Its visual tokens are left out where no VLM is given.
+
+    Raises BadInputError where they are not this VLM's.
+    """
+    targets = tuple(_target(one) for one in row["targets"])
+    tokens = as_tensor(row, vlm) if vlm is not None and row["tokens"] is not None else None
+    return Example(row["video_id"], as_frames(row), targets, tokens)
 
 
-def decode_block(block: pa.Table) -> pa.Table:
-    """Rows of `examples` -> as many rows of DECODED."""
-    return pa.Table.from_pylist([decode_row(row) for row in block.to_pylist()], schema=DECODED)
-
-
-def example(row: dict[str, Any]) -> Example:
-    """A row of DECODED that was not rejected."""
-    pixels = np.frombuffer(row["pixels"], dtype=np.uint8).reshape(-1, row["height_px"], row["width_px"], 3)
-    frames = Frames(pixels, np.array(row["timestamps_s"], dtype=np.float64), row["duration_s"])
-    return Example(row["video_id"], frames, tuple(Target(one["task"], one["prompt"], one["target"]) for one in row["targets"]))
+def _target(row: dict[str, Any]) -> Target:
+    said = row.get("token_ids")
+    teacher = None
+    if said:
+        ids, logprobs = (np.asarray(row[name]).reshape(len(said), -1) for name in ("top_token_ids", "top_logprobs"))
+        teacher = TeacherTokens(np.asarray(said, dtype=np.int32), ids.astype(np.int32), logprobs.astype(np.float32))
+    return Target(row["task"], row["prompt"], row["target"], teacher)
 
 
 def draw(one: Example, *, n: int, seed: int, epoch: int) -> tuple[Target, ...]:
@@ -129,20 +123,8 @@ def draw(one: Example, *, n: int, seed: int, epoch: int) -> tuple[Target, ...]:
     return tuple(one.targets[i] for i in sorted(chosen))
 
 
-def build(shards: list[str], split: str, *, seed: int) -> "ray.data.Dataset":
-    """Shards of `examples` -> decoded rows of one split, in another order of shards at every execution."""
-    import ray.data
-    from ray.data.expressions import col
-
-    # 1. shard -> rows of the split. Ray Data applies the filter while reading, so other splits' pictures are never loaded.
-    ds = ray.data.read_parquet(shards, shuffle=ray.data.FileShuffleConfig(seed=seed), num_cpus=DECODE_CPUS)
-    ds = ds.filter(expr=col("split") == split, num_cpus=DECODE_CPUS)
-    # 2. JPEG -> uint8, n rows to n rows; fused with the read. One task decodes about 2,000 pictures of 384 px in 10 s.
-    return ds.map_batches(decode_block, batch_size=64, batch_format="pyarrow", num_cpus=DECODE_CPUS)
-
-
 class HeldExamples:
-    """All examples of a split in memory, ordered by video_id; batches are places of one endless seeded order."""
+    """All examples of a split in memory, ordered by video_id."""
 
     def __init__(self, examples: Sequence[Example], *, seed: int, n_targets: int) -> None:
         self.examples = sorted(examples, key=lambda one: one.video_id)
@@ -151,62 +133,74 @@ class HeldExamples:
     def batches(self, share: Share, *, first_step: int) -> Iterator[Batch]:
         """A worker's batches from `first_step` (0 is the first) on, without end. An epoch's rest joins the next one's start."""
         orders = _Orders(len(self.examples), self.seed)
-        place = first_step * share.per_worker * share.n_workers
+        place = first_step * share.per_step
         while True:
-            mine = range(place + share.rank, place + share.per_worker * share.n_workers, share.n_workers)
+            mine = range(place + share.rank, place + share.per_step, share.n_workers)
             chosen = [(self.examples[orders.index(at)], at // len(self.examples)) for at in mine]
             targets = tuple(draw(one, n=self.n_targets, seed=self.seed, epoch=epoch) for one, epoch in chosen)
             yield Batch(tuple(one for one, _ in chosen), targets)
-            place += share.per_worker * share.n_workers
+            place += share.per_step
 
 
 class StreamedExamples:
-    """A worker's part of a split that Ray Data splits anew for every epoch; every part has as many rows."""
+    """A worker's part of `streams.stream`, which Ray Data splits row by row."""
 
     def __init__(
-        self, shard: "ray.data.DataIterator", *, n_rows: int, seed: int, n_targets: int, on_reject: Callable[[dict[str, Any]], None]
+        self, shard: "ray.data.DataIterator", *, n_rows: int, seed: int, n_targets: int, vlm: "FrozenVLM | None", on_reject: OnReject
     ) -> None:
-        """`n_rows` of the whole split; `on_reject` is called with each row of DECODED that has a reason."""
-        self.shard, self.n_rows, self.seed, self.n_targets, self.on_reject = shard, n_rows, seed, n_targets, on_reject
+        """`n_rows` of the whole split."""
+        self.shard, self.n_rows, self.seed, self.n_targets = shard, n_rows, seed, n_targets
+        self.vlm, self.on_reject = vlm, on_reject
 
     def batches(self, share: Share, *, first_step: int) -> Iterator[Batch]:
-        """Batches without end, from the start of the epoch that `first_step` is in. Rejected rows leave a smaller batch.
+        """Batches from `first_step` on, where the stream must begin. Rejected rows leave a smaller batch.
 
-        Workers step together, so a batch without one good row is the one before again; BadInputError if there is none before.
-        The rows that fill no batch at the end of an epoch are dropped: other ones each time.
+        Raises BadInputError where not one row of the first batch can be used; StageFailedError if rows do not come in their places.
         """
-        good: tuple[Example, ...] = ()
-        epoch = first_step * share.per_worker * share.n_workers // self.n_rows
-        while True:
-            blocks = self.shard.iter_batches(
-                batch_size=share.per_worker,
-                batch_format="pyarrow",
-                prefetch_batches=2,
-                drop_last=True,
-                local_shuffle_buffer_size=SHUFFLED_BATCHES * share.per_worker,
-                local_shuffle_seed=self.seed + epoch,
-            )
-            for block in blocks:
-                good = tuple(good_examples(block, self.on_reject)) or good
-                if not good:
-                    raise BadInputError("examples: not one of a whole batch of rows can be decoded: make the examples anew")
-                yield Batch(good, tuple(draw(one, n=self.n_targets, seed=self.seed, epoch=epoch) for one in good))
-            epoch += 1
+        first = first_step * share.per_step
+        rows, last = self._rows(first + share.rank, share), None
+        for place in itertools.count(first, share.per_step):
+            good = []
+            for at in range(place + (share.rank + first - place) % share.n_workers, place + share.per_step, share.n_workers):
+                row = next(rows)
+                if row["reason"] is None:
+                    good.append((example(row, vlm=self.vlm), at // self.n_rows))
+                else:
+                    self.on_reject(row)
+            if good:
+                last = good[-1][0]
+                targets = tuple(draw(one, n=self.n_targets, seed=self.seed, epoch=epoch) for one, epoch in good)
+                yield Batch(tuple(one for one, _ in good), targets)
+            elif last is None:
+                raise BadInputError("examples: not one of a whole batch of rows can be used: make the examples anew")
+            else:
+                yield Batch((last,), (last.targets[:1],), counts=False)
+
+    def _rows(self, first: int, share: Share) -> Iterator[dict[str, Any]]:
+        per_worker = -(-share.per_step // share.n_workers)
+        expected = first
+        for block in self.shard.iter_batches(batch_size=per_worker, batch_format="pyarrow", prefetch_batches=2):
+            for row in block.to_pylist():
+                if row["place"] != expected:
+                    raise StageFailedError(f"examples: got the video of place {row['place']}, expected that of {expected}")
+                expected += share.n_workers
+                yield row
+        raise StageFailedError("examples: Ray Data ended before the last step")
 
 
-def good_examples(block: pa.Table, on_reject: Callable[[dict[str, Any]], None]) -> Iterator[Example]:
-    """Examples of a block of DECODED; its rejects go to `on_reject`."""
+def read_all(shard: "ray.data.DataIterator", *, vlm: "FrozenVLM | None", on_reject: OnReject) -> Iterator[Example]:
+    """Every example of a split, once; its rejects go to `on_reject`."""
+    for block in shard.iter_batches(batch_size=64, batch_format="pyarrow", prefetch_batches=1):
+        yield from good_examples(block, vlm=vlm, on_reject=on_reject)
+
+
+def good_examples(block: pa.Table, *, vlm: "FrozenVLM | None", on_reject: OnReject) -> Iterator[Example]:
+    """Examples of a block of `streams.READ`; its rejects go to `on_reject`."""
     for row in block.to_pylist():
         if row["reason"] is None:
-            yield example(row)
+            yield example(row, vlm=vlm)
         else:
             on_reject(row)
-
-
-def read_all(shard: "ray.data.DataIterator", on_reject: Callable[[dict[str, Any]], None]) -> Iterator[Example]:
-    """Every example of a worker's shard, once."""
-    for block in shard.iter_batches(batch_size=64, batch_format="pyarrow", prefetch_batches=1):
-        yield from good_examples(block, on_reject)
 
 
 class _Orders:

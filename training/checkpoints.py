@@ -5,13 +5,16 @@
         optimizer.safetensors                    AdamW's moments by parameter name
         state.json                               written last, with the hash of each file: without it there is no checkpoint
 
-Names are never used twice, so what a killed worker left half written is never read and never written to again. The last two are kept.
+Names are never used twice, so what a killed worker left half written is never read and never written to again. The last few are kept,
+and the best one by validation. Training waits for a copy of the state in host memory; a thread writes it.
 """
 
 import hashlib
 import json
 import tempfile
 import uuid
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
 
     from video2lora.hypernetwork import Hypernetwork
 
-KEPT = 2
 NETWORK_FILES = ("hypernetwork.safetensors", "config.json")
 OPTIMIZER_FILE = "optimizer.safetensors"
 
@@ -45,17 +47,44 @@ class Checkpoint:
 
 def latest(folder: str) -> Checkpoint | None:
     """The committed checkpoint of the highest step, or None."""
-    for path in reversed(_folders(folder)):
-        state = read_json(f"{path}/state.json")
-        if state is not None:
-            return Checkpoint(path, state)
-    return None
+    return next(_committed(folder), None)
+
+
+def of_step(folder: str, step: int) -> Checkpoint | None:
+    """The committed checkpoint of a step, or None."""
+    return next((found for found in _committed(folder) if found.step == step), None)
+
+
+class Writer:
+    """Saves in a thread, one checkpoint at a time; the next waits for the one before. What a save raises is raised by the next call."""
+
+    def __init__(self, folder: str, *, kept: int) -> None:
+        self.folder, self.kept = folder, kept
+        self.pool = ThreadPoolExecutor(1)
+        self.last: Future[Checkpoint] | None = None
+
+    def save(self, hypernetwork: "Hypernetwork", moments: "dict[str, Tensor]", *, state: dict[str, Any], metadata: dict[str, Any]) -> None:
+        """As `save`; the tensors must not change any more. Then all but the last ones and the best are removed."""
+        self.wait()
+        self.last = self.pool.submit(self._save, hypernetwork, moments, state=state, metadata=metadata)
+
+    def wait(self) -> None:
+        """Until what was handed over is committed. Raises StorageError."""
+        if self.last is not None:
+            self.last.result()
+
+    def _save(
+        self, hypernetwork: "Hypernetwork", moments: "dict[str, Tensor]", *, state: dict[str, Any], metadata: dict[str, Any]
+    ) -> Checkpoint:
+        saved = save(hypernetwork, moments, self.folder, state=state, metadata=metadata)
+        prune(self.folder, kept=self.kept, best_step=state["best_step"])
+        return saved
 
 
 def save(
     hypernetwork: "Hypernetwork", moments: "dict[str, Tensor]", folder: str, *, state: dict[str, Any], metadata: dict[str, Any]
 ) -> Checkpoint:
-    """Write and commit a checkpoint, then remove all but the last KEPT. `metadata` goes into config.json. Raises StorageError."""
+    """Write and commit a checkpoint. `metadata` goes into config.json. Raises StorageError."""
     from safetensors.torch import save_file
 
     from video2lora.checkpoint import save_hypernetwork
@@ -74,7 +103,6 @@ def save(
         except OSError as error:
             raise StorageError(f"{address} cannot be written: {error}; the checkpoint before it is whole, run again to continue") from error
     write_new(f"{address}/state.json", json.dumps(state, indent=1).encode())
-    prune(folder, kept=KEPT)
     return Checkpoint(address, state)
 
 
@@ -101,15 +129,24 @@ def read(checkpoint: Checkpoint, name: str) -> bytes:
     return data
 
 
-def prune(folder: str, *, kept: int) -> None:
-    """Remove all but the last `kept` committed checkpoints, and what was never committed before them."""
-    folders = _folders(folder)
-    committed = [path for path in folders if read_json(f"{path}/state.json") is not None]
-    oldest = committed[-kept] if len(committed) >= kept else ""
-    for path in folders:
-        if path < oldest:
+def prune(folder: str, *, kept: int, best_step: int | None = None) -> None:
+    """Remove all but the last `kept` committed checkpoints and that of the best step, and what was never committed before them."""
+    committed = list(_committed(folder))
+    if len(committed) < kept:
+        return
+    spared = {one.folder for one in committed if one.step == best_step}
+    for path in _folders(folder):
+        if path < committed[kept - 1].folder and path not in spared:
             fs, inner = fsspec.core.url_to_fs(path)
             fs.rm(inner, recursive=True)
+
+
+def _committed(folder: str) -> Iterator[Checkpoint]:
+    """The last one first."""
+    for path in reversed(_folders(folder)):
+        state = read_json(f"{path}/state.json")
+        if state is not None:
+            yield Checkpoint(path, state)
 
 
 def _folders(folder: str) -> list[str]:

@@ -28,10 +28,10 @@ SHARED_MEMORY_OP = "deepspeed_shm_comm"  # a CPU all-reduce in shared memory, wh
 BUCKET_ELEMENTS = 50_000_000  # of gradients reduced at once: 200 MB. DeepSpeed's default of 5e8 reserves 2 GB
 
 
-def deepspeed_config(settings: TrainingSettings, *, videos_per_worker: int) -> dict[str, Any]:
+def deepspeed_config(settings: TrainingSettings) -> dict[str, Any]:
     """What DeepSpeed is told. Precision is not: parameters stay fp32 and the loss runs under autocast, as published."""
     return {
-        "train_micro_batch_size_per_gpu": videos_per_worker,
+        "train_micro_batch_size_per_gpu": 1,  # it asks for one; the loss is averaged by us, over all workers' targets
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.max_grad_norm,
         "zero_allow_untested_optimizer": True,  # torch's AdamW: DeepSpeed's own fused one wants a compiler
@@ -56,7 +56,7 @@ def learning_rate(step: int, settings: TrainingSettings) -> float:
 class Engine:
     """DeepSpeed around one module whose forward gives losses. The process group must be there (Ray Train makes it)."""
 
-    def __init__(self, module: nn.Module, settings: TrainingSettings, *, videos_per_worker: int) -> None:
+    def __init__(self, module: nn.Module, settings: TrainingSettings) -> None:
         self.settings = settings
         self.names = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         optimizer = torch.optim.AdamW(self.names.values(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
@@ -64,17 +64,24 @@ class Engine:
         self.deepspeed = _deepspeed().initialize(
             model=module,
             optimizer=optimizer,
-            config=deepspeed_config(settings, videos_per_worker=videos_per_worker),
+            config=deepspeed_config(settings),
             dist_init_required=False,
         )[0]
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
+        """Add the gradients of a part of the step; with the last one ZeRO reduces them. All workers have as many parts."""
+        self.deepspeed.set_gradient_accumulation_boundary(is_last)
         self.deepspeed.backward(loss)
 
-    def update(self, step: int) -> None:
-        """Clip, step, zero the gradients, at the learning rate that is due after `step` updates."""
-        self._set_rate(learning_rate(step, self.settings))
+    def update(self, lr: float) -> float:
+        """Clip, step, zero the gradients. Returns the gradients' norm before clipping."""
+        self._set_rate(lr)
+        if self.settings.zero_stage:
+            self.deepspeed.step()
+            return float(self.deepspeed.get_global_grad_norm())
+        norm = torch.nn.utils.get_total_norm([one.grad for one in self.names.values() if one.grad is not None])  # stage 0 keeps none
         self.deepspeed.step()
+        return float(norm)
 
     def weights(self) -> dict[str, Tensor]:
         """Every trained parameter, whole, fp32, on the CPU. All workers must call it together."""
@@ -130,9 +137,9 @@ def warm_up() -> str:
     with tempfile.TemporaryDirectory() as folder:
         torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
         try:
-            engine = Engine(nn.Linear(3, 1), TrainingSettings(), videos_per_worker=1)
+            engine = Engine(nn.Linear(3, 1), TrainingSettings())
             engine.backward(engine.deepspeed(torch.ones(1, 3)).sum())
-            engine.update(1)
+            engine.update(1e-4)
         finally:
             torch.distributed.destroy_process_group()
     return f"DeepSpeed {importlib.metadata.version('deepspeed')} works here, without its compiled operations"

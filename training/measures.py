@@ -2,7 +2,9 @@
 
 Gap closed is (ours - blind) / (base - blind): 0 is what the question alone gives away, 1 is the VLM with the video in its context.
 Only questions that all three answered count for it; likewise for a difference of two systems. Intervals are 95 % percentile bootstraps that
-draw whole videos (questions of one video share its adapter, so they are not independent), for both sides alike (paired).
+draw whole videos (questions of one video share its adapter, so they are not independent), for both sides alike (paired). Of several
+trainings, seeds are drawn too, and one draw of videos counts for all of them: they answer about the same ones (Owen 2007, "The pigeonhole
+bootstrap", arXiv 0712.1111).
 """
 
 from collections.abc import Callable, Sequence
@@ -96,18 +98,20 @@ def by_family(scored: Sequence[Scored], systems: Sequence[str]) -> dict[str, dic
 
 def gap_closed(scored: Sequence[Scored], metric: str) -> dict[str, Any]:
     """(ours - blind) / (base - blind) with its interval; None where base is not better than blind, or a system is missing."""
+    return with_interval(sums_by_video(scored, GAP, metric)[None], lambda sums: gap_ratio(*sums[:, 1:].T))
 
-    def ratio(sums: Float[np.ndarray, "n_sets 4"]) -> Float[np.ndarray, " n_sets"]:
-        ours, blind, base = sums[:, 1], sums[:, 2], sums[:, 3]
-        gap = base - blind
-        return np.where(gap > 0, (ours - blind) / np.where(gap > 0, gap, 1.0), np.nan)
 
-    return _with_interval(sums_by_video(scored, GAP, metric), ratio)
+def gap_ratio(
+    ours: Float[np.ndarray, " n_sets"], blind: Float[np.ndarray, " n_sets"], base: Float[np.ndarray, " n_sets"]
+) -> Float[np.ndarray, " n_sets"]:
+    """Of sums or means over the same questions; NaN where base is not better than blind."""
+    gap = base - blind
+    return np.where(gap > 0, (ours - blind) / np.where(gap > 0, gap, 1.0), np.nan)
 
 
 def difference(scored: Sequence[Scored], pair: tuple[str, str], metric: str) -> dict[str, Any]:
     """Mean of the first system minus that of the second over questions both answered, with its interval."""
-    return _with_interval(sums_by_video(scored, pair, metric), lambda sums: (sums[:, 1] - sums[:, 2]) / sums[:, 0])
+    return with_interval(sums_by_video(scored, pair, metric)[None], lambda sums: (sums[:, 1] - sums[:, 2]) / sums[:, 0])
 
 
 def differences(scored: Sequence[Scored], systems: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -168,22 +172,32 @@ def size_text(n_bytes: float | None) -> str:
     return f"{n_bytes:.3g} GB"
 
 
-def _with_interval(
-    sums: Float[np.ndarray, "n_videos n_sums"],
+def with_interval(
+    sums: Float[np.ndarray, "n_seeds n_videos n_sums"],
     statistic: Callable[[Float[np.ndarray, "n_sets n_sums"]], Float[np.ndarray, " n_sets"]],
 ) -> dict[str, Any]:
-    """The statistic of all videos and its 95 % interval; the interval is None if it is undefined in any resample."""
-    found: dict[str, Any] = {"value": None, "low": None, "high": None, "n_videos": len(sums), "n_questions": 0}
-    if not len(sums):
+    """The statistic of all videos, mean over seeds, and its 95 % interval, which is None if it is undefined in any resample.
+
+    The first sum of a video is its number of questions, the same for all seeds.
+    """
+    n_seeds, n_videos, _ = sums.shape
+    found: dict[str, Any] = {"value": None, "low": None, "high": None, "n_videos": n_videos, "n_questions": 0}
+    if not n_videos or not n_seeds:
         return found
-    found["n_questions"] = int(sums[:, 0].sum())
-    value = float(statistic(sums.sum(0, keepdims=True))[0])
+    found["n_questions"] = int(sums[0, :, 0].sum())
+    value = float(statistic(sums.mean(0).sum(0, keepdims=True))[0])
     if np.isnan(value):
         return found
     found["value"] = value
     rng = np.random.default_rng(SEED)
-    share = np.full(len(sums), 1 / len(sums))
-    resampled = np.concatenate([statistic(rng.multinomial(len(sums), share, 500) @ sums) for _ in range(N_RESAMPLES // 500)])
+
+    def drawn(n: int) -> Float[np.ndarray, "n_sets n"]:
+        return rng.multinomial(n, np.full(n, 1 / n), 500).astype(float)
+
+    def resample() -> Float[np.ndarray, " n_sets"]:
+        return statistic(np.einsum("bs,bv,svk->bk", drawn(n_seeds) / n_seeds, drawn(n_videos), sums, optimize=True))
+
+    resampled = np.concatenate([resample() for _ in range(N_RESAMPLES // 500)])
     if not np.isnan(resampled).any():
         found["low"], found["high"] = (float(edge) for edge in np.percentile(resampled, [2.5, 97.5]))
     return found

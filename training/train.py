@@ -1,72 +1,51 @@
 """`examples` -> the hypernetwork: Ray Train workers, DeepSpeed ZeRO, a frozen VLM.
 
-Reads    examples of the splits train and validation.
-Writes   <data>/hypernetwork: hypernetwork.safetensors and config.json (with recipe, losses, validation scores), and checkpoints/;
-         an MLflow run of the experiment `training`.
+Reads    examples of the splits train and validation; `visual_tokens` where the recipe has them stored (made first, if they are not there).
+Writes   <data>/hypernetworks/<name>: hypernetwork.safetensors and config.json (with recipe, losses, validation scores), checkpoints/,
+         and stopped/ where a step was not to be learnt from; an MLflow run of the experiment `training`.
 Command  video2lora train --recipe demo
 Cost     the demo's 1,000 steps of 24 videos x 5 targets: about 7 minutes on 2 cores; start-up of Ray and workers 30 to 60 s of it.
 
-A killed run goes on from its last checkpoint by the same command, on any number of workers: at most `checkpoint_every` steps are
-done again. What is written appears whole or not at all. Source of the training: arXiv 2606.04351 appendix E. The paper keeps the
-checkpoint of the best validation loss; we keep the last one, whose learning rate has come down to 0.
+A killed run goes on from its last checkpoint by the same command, on any number of workers and by any ZeRO stage: at most
+`checkpoint_every` steps are done again, and they are the very same steps. Workers that are lost are replaced, or gone on without
+(VIDEO2LORA_TRAINING_MIN_WORKERS). What is written appears whole or not at all. Source of the training: arXiv 2606.04351 appendix E. The
+paper keeps the checkpoint of the best validation loss (`training.select: loss`); our default is the last, whose rate has come down to 0.
 """
 
 import math
 import os
+import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.compute as pc
-
 from infra.config import Recipe, Where, load_recipe, load_where
-from infra.errors import BadInputError, StageFailedError
+from infra.errors import BadInputError, StageFailedError, StorageError, TerminatedError
 from infra.objects import read_json, write_new
 from infra.outputs import Output
 from infra.progress import say
-from infra.sets import examples_set, made_targets
+from infra.sets import examples_set, hypernetwork_made, hypernetwork_output, made_targets
 from infra.storage import Table
 from training import checkpoints
+from training.history import History
+from training.plan import Plan, plan
+from training.settings import check
 
 if TYPE_CHECKING:
+    import ray.data
     import ray.train.torch
 
-MAX_RESTARTS = 2  # of the worker group after a worker died; each goes on from the last checkpoint
-GROUP_TIMEOUT_S = 600  # of a collective: longer than the first worker takes to write a checkpoint
-RESERVED = 0.5  # of all CPUs, for the workers at most: Ray Data's tasks must always find room (ray#44687)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the examples hold, and whether a worker can hold the training split's pictures."""
-
-    n_train: int
-    n_validation: int
-    is_held: bool
-
-
-def plan(recipe: Recipe, where: Where, examples: Table) -> Plan:
-    """Raises BadInputError if the recipe cannot be trained on these examples by these workers."""
-    from training.batches import HELD_BYTES
-
-    settings, n_workers = recipe.training, where.training_workers
-    if settings.videos_per_step % n_workers:
-        raise BadInputError(
-            f"recipe: training.videos_per_step: got {settings.videos_per_step}, "
-            f"expected a multiple of the {n_workers} workers (VIDEO2LORA_TRAINING_WORKERS)"
-        )
-    rows = examples.read(["split", "timestamps_s"])
-    train = rows.filter(pc.equal(rows["split"], "train"))
-    if not len(train):
-        raise BadInputError(f"{examples.folder}: no example of the split `train`")
-    n_frames = pc.sum(pc.list_value_length(train["timestamps_s"])).as_py()
-    is_held = n_frames * recipe.frames.longest_edge_px**2 * 3 <= HELD_BYTES
-    if not is_held and len(train) < settings.videos_per_step:
-        raise BadInputError(f"recipe: training.videos_per_step: got {settings.videos_per_step}, there are {len(train)} training videos")
-    return Plan(len(train), pc.sum(pc.equal(rows["split"], "validation")).as_py(), is_held)
+MAX_RESTARTS = 2  # of the worker group without a checkpoint in between; each goes on from the last one
+GROUP_TIMEOUT_S = 600  # of a collective: longer than validation takes the slowest worker
+RESERVED = (
+    0.45  # of all CPUs, for the workers at most. Less than a half: Ray Data must find room (ray#44687) also where half of them are lost
+)
 
 
 def examples_of(recipe: Recipe, where: Where) -> Table:
@@ -74,120 +53,195 @@ def examples_of(recipe: Recipe, where: Where) -> Table:
     return examples_set(recipe, made_targets(recipe, where.data))
 
 
-def run(recipe: Recipe, where: Where) -> str:
-    """Raises BadInputError, MadeFromOtherError, StorageError, StageFailedError."""
+def run(recipe: Recipe, where: Where, *, profile: int = 0) -> str:
+    """`profile` is a number of steps to write a torch profile of. Raises BadInputError, StorageError, StageFailedError, TerminatedError."""
     where = where.model_copy(update={"data": where.data if "://" in where.data else os.path.abspath(where.data)})
-    examples, output = examples_of(recipe, where), Output(where.data, "hypernetwork")
-    made_from = {
-        "stage": "train",
-        **recipe.section("vlm", "hypernetwork", "training"),
-        "inputs": {"examples": examples.made_from()},
-    }
-    planned = None if output.is_complete() else plan(recipe, where, examples)
-    if not output.begin(made_from) or planned is None:
-        return f"hypernetwork: complete, {summary(output)}; nothing to do"
+    check(recipe, where)
+    examples = examples_of(recipe, where)
+    output = hypernetwork_output(recipe, examples)
+    if output.is_complete():
+        from infra.tracking import send_missed  # MLflow is imported only if there is something to send
+
+        send_missed(where, recipe)
+        return f"hypernetwork: {output.name} is complete, {summary(output)}; nothing to do"
+    planned = plan(recipe, where, examples, visual_tokens=_stored(recipe, where))
+    output.begin(hypernetwork_made(recipe, examples))
     latest = checkpoints.latest(f"{output.folder}/checkpoints")
     if latest is not None:
         say(f"train: going on from the checkpoint at step {latest.step} of {recipe.training.n_steps}")
-    if latest is None or latest.step < recipe.training.n_steps:
-        try:
-            train(recipe, where, made_from, planned)
-        except BadInputError:
-            if latest is None:
-                output.abandon()
-            raise
-        latest = checkpoints.latest(f"{output.folder}/checkpoints")
-    if latest is None or latest.step < recipe.training.n_steps:
-        raise StageFailedError("train: the workers ended before the last step; run the same command again, it continues")
+    try:
+        while not _is_done(latest, recipe):
+            before, latest = latest, train(recipe, where, output, planned=planned, profile=profile)
+            if latest is None or (before is not None and latest.step <= before.step):
+                raise StageFailedError("train: the workers ended without a new checkpoint; run the same command again, it continues")
+    except BadInputError:
+        if latest is None:
+            output.abandon()
+        raise
+    assert latest is not None
     publish(latest, output, recipe, where)
-    return f"hypernetwork: {summary(output)}"
+    return f"hypernetwork: {output.name}, {summary(output)}"
 
 
-def train(recipe: Recipe, where: Where, made_from: dict[str, Any], planned: Plan) -> None:
-    """All steps that are not done yet. Raises CommandErrors of the workers, StageFailedError for any other end."""
+def train(recipe: Recipe, where: Where, output: Output, *, planned: Plan, profile: int = 0) -> checkpoints.Checkpoint | None:
+    """Steps that are not done yet, up to the last or to where workers were lost too often; the last checkpoint then.
+
+    Raises CommandErrors of the workers, TerminatedError; StageFailedError where they ended by themselves and saved nothing new.
+    """
     from ray.train import TrainingFailedError  # Ray, torch and MLflow are imported only where there is work
 
     from infra.cluster import cluster
     from training.news import follow, new_board
 
-    shards, done = examples_of(recipe, where).shards(), threading.Event()
+    folder, done = f"{output.folder}/checkpoints", threading.Event()
+    before = checkpoints.latest(folder)
     with cluster(where), ThreadPoolExecutor(1) as pool:
         board = new_board()
-        trainer = build(shards, recipe, where, planned=planned, made_from=made_from, board=board)
-        following = pool.submit(follow, board, recipe, where, done=done)
+        trainer = build(recipe, where, output, planned=planned, profile=profile, board=board)
+        following = pool.submit(follow, board, recipe, where, made_from=read_json(f"{output.folder}/made.json") or {}, done=done)
         failure = None
         try:
-            trainer.fit()
+            with _sigterm(board) as terminated:
+                trainer.fit()
         except TrainingFailedError as error:
             failure = error
         finally:
             done.set()
-        told = following.result()
-        if told is not None:
-            raise told from failure
-        if failure is not None:
-            raise StageFailedError(f"train: {_last_line(failure)}; run the same command again, it continues") from failure
+        told, latest = following.result(), checkpoints.latest(folder)
+    if _is_done(latest, recipe):
+        return latest
+    if terminated.is_set():
+        raise TerminatedError(f"train: terminated; {latest.step if latest else 0} steps are saved, the same command continues")
+    if failure is not None and latest is not None and (before is None or before.step < latest.step):
+        say(f"train: workers were lost {MAX_RESTARTS + 1} times; starting again from the checkpoint at step {latest.step}")
+        return latest
+    if told is not None:
+        raise told from failure
+    if failure is not None:
+        raise StageFailedError(f"train: {_last_line(failure)}; run the same command again, it continues") from failure
+    return latest
 
 
-def build(
-    shards: list[str], recipe: Recipe, where: Where, *, planned: Plan, made_from: dict[str, Any], board: Any
-) -> "ray.train.torch.TorchTrainer":
-    """The trainer. A split that workers hold is given whole to each of them, a streamed one in equal parts."""
+def build(recipe: Recipe, where: Where, output: Output, *, planned: Plan, profile: int, board: Any) -> "ray.train.torch.TorchTrainer":
+    """The trainer. A split that workers hold is given whole to each of them, a streamed one row by row in turn."""
     import ray.train
     import ray.train.torch
+    from ray.data import ExecutionOptions
 
-    from training import batches
-    from training.worker import Job, work
+    from training import streams
+    from training.job import Job, work
 
     n_cpus, n_threads = _shares(where)
-    datasets: dict[str, Any] = {"train": batches.build(shards, "train", seed=recipe.training.seed)}
-    if planned.n_validation:
-        datasets["validation"] = batches.build(shards, "validation", seed=recipe.training.seed)
+    if planned.is_held:
+        datasets: dict[str, Any] = {"train": streams.whole(planned.train)}
+    else:  # made anew whenever workers start, from where they go on
+        datasets = {"train": partial(_rest_of_stream, planned.train, output.folder, recipe, where.training_workers)}
+    if planned.validation:
+        datasets["validation"] = streams.whole(planned.validation)
     job = Job(
         recipe=recipe,
-        folder=f"{where.data}/hypernetwork",
-        made_from=made_from,
-        n_streamed=0 if planned.is_held else planned.n_train,
+        folder=output.folder,
+        made_from=read_json(f"{output.folder}/made.json") or {},
+        train=planned.train,
+        validation=planned.validation,
+        is_held=planned.is_held,
         n_threads=n_threads,
-        validates=planned.n_validation > 0,
+        videos_at_once=where.training_videos_at_once,
         board=board,
+        n_profiled=profile,
     )
     environment = {"OMP_NUM_THREADS": str(n_threads)}
     if not where.training_gpus:
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     resources = {"CPU": n_cpus} | ({"GPU": where.training_gpus} if where.training_gpus else {})
+    n_workers = where.training_workers if where.training_min_workers is None else (where.training_min_workers, where.training_workers)
     return ray.train.torch.TorchTrainer(
         work,
         train_loop_config={"job": job},
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if where.training_gpus else "gloo", timeout_s=GROUP_TIMEOUT_S),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=where.training_workers, use_gpu=where.training_gpus > 0, resources_per_worker=resources
-        ),
+        scaling_config=ray.train.ScalingConfig(num_workers=n_workers, use_gpu=where.training_gpus > 0, resources_per_worker=resources),
         run_config=ray.train.RunConfig(
-            name=f"train-{int(time.time())}",  # a new one for each attempt: what is kept lies in checkpoints, not in Ray's own state
+            name=f"train-{time.time_ns()}",  # a new one for each attempt: what is kept lies in checkpoints, not in Ray's own state
             storage_path=f"{where.data}/runs",
             failure_config=ray.train.FailureConfig(max_failures=MAX_RESTARTS),
             worker_runtime_env={"env_vars": environment},
         ),
         datasets=datasets,
-        dataset_config=ray.train.DataConfig(datasets_to_split=[] if planned.is_held else ["train"]),
+        dataset_config=ray.train.DataConfig(
+            datasets_to_split=[] if planned.is_held else ["train"], execution_options={"train": ExecutionOptions(preserve_order=True)}
+        ),
     )
 
 
-def publish(checkpoint: checkpoints.Checkpoint, output: Output, recipe: Recipe, where: Where) -> None:
-    """The last checkpoint's network becomes the output, `complete.json` last; then it goes to MLflow."""
+def _rest_of_stream(source: Any, folder: str, recipe: Recipe, n_workers: int) -> "ray.data.Dataset":
+    """Everything behind the last checkpoint. Called where Ray Train starts the workers."""
+    from infra.cluster import quiet
+    from training.streams import stream
+
+    quiet()
+    latest, settings = checkpoints.latest(f"{folder}/checkpoints"), recipe.training
+    step = latest.step if latest else 0
+    n_places = (settings.n_steps - step) * settings.videos_per_step + n_workers
+    return stream(source, seed=settings.seed, first_place=step * settings.videos_per_step, n_places=n_places)
+
+
+@contextmanager
+def _sigterm(board: Any) -> Iterator[threading.Event]:
+    """Inside, a first SIGTERM of this process asks the workers to save and to end; the event says that it came."""
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def take(_number: int, _frame: FrameType | None) -> None:
+        came.set()
+        signal.signal(signal.SIGTERM, before)
+        board.end.remote()
+        say("train: terminated; waiting for the workers to save (SIGTERM again to end at once)")
+
+    signal.signal(signal.SIGTERM, take)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stored(recipe: Recipe, where: Where) -> Table | None:
+    """The visual tokens that the recipe has stored, made now where they are not there."""
+    if recipe.training.visual_tokens == "computed":
+        return None
+    from training import visual_tokens
+
+    say(visual_tokens.run(recipe, where))
+    return visual_tokens.table_of(recipe, where)
+
+
+def _is_done(checkpoint: checkpoints.Checkpoint | None, recipe: Recipe) -> bool:
+    return checkpoint is not None and History.of(checkpoint.state).is_done(recipe.training)
+
+
+def publish(latest: checkpoints.Checkpoint, output: Output, recipe: Recipe, where: Where) -> None:
+    """The last checkpoint's network, or the best one's, becomes the output, `complete.json` last; then it goes to MLflow."""
+    folder, best_step = f"{output.folder}/checkpoints", latest.state["best_step"]
+    checkpoint = latest if best_step is None else checkpoints.of_step(folder, best_step)
+    if checkpoint is None:
+        raise StorageError(f"{folder}: the checkpoint of the best step {best_step} is gone")
     for name in checkpoints.NETWORK_FILES:
         write_new(f"{output.folder}/{name}", checkpoints.read(checkpoint, name))
     output.complete()
-    checkpoints.prune(f"{output.folder}/checkpoints", kept=1)
+    checkpoints.prune(folder, kept=1, best_step=best_step)
     from infra.tracking import open_run
+    from training.news import validation_points
 
-    run = open_run(where, recipe)
+    run = open_run(where, recipe, made_from=read_json(f"{output.folder}/made.json"))
     if run is not None:
-        for score in checkpoint.state["validation"]:  # again: a driver that was killed heard of none since its death
-            run.log_metrics([(f"validation_{name}", score[name], int(score["step"])) for name in ("loss", "exact_match")])
-        for name in checkpoints.NETWORK_FILES:
-            run.log_bytes(checkpoints.read(checkpoint, name), folder="hypernetwork", name=name)
+        # All of it once more: of what workers did since their driver was killed, nobody told. A point that is there is no second one.
+        history = History.of(latest.state)
+        run.log_points([("loss", loss, at_ms, i) for i, (loss, at_ms) in enumerate(zip(history.losses, history.at_ms, strict=True), 1)])
+        run.log_points([point for score in history.validation for point in validation_points(score)])
+        run.log_files([f"{output.folder}/{name}" for name in checkpoints.NETWORK_FILES], folder="hypernetwork")
+        run.register_model(folder="hypernetwork", tags={"weights": checkpoint.state["sha256"][checkpoints.NETWORK_FILES[0]]})
         run.end()
 
 

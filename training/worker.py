@@ -1,57 +1,50 @@
 """What each Ray Train worker runs: its share of every step, from the last checkpoint to the last step.
 
-A step: wait for the batch, encode its videos (frozen VLM, kept features), hypernetwork + student forward and backward, update (ZeRO's
-reduction included). Rank 0 tells the driver's board about losses, and writes the checkpoints, which all workers gather together.
+A step: wait for the batch, agree with the other workers on how many targets it has, encode its videos (frozen VLM), hypernetwork and
+student forward and backward, some videos at a time where memory asks for it, and, where all workers' loss is one to learn from, update.
+The first worker tells the driver's board about it, and writes the checkpoints, which all gather together. All decide alike, from what
+they share.
 """
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, astuple, dataclass
 from itertools import chain
 from typing import Any
 
-import ray
+import numpy as np
 import ray.train
 import ray.train.torch
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
-from infra.config import Recipe
-from infra.errors import BadInputError, CommandError
+from infra.errors import BadInputError
 from training import checkpoints
-from training.batches import Batch, HeldExamples, Share, StreamedExamples, draw, read_all
-from training.engine import Engine
-from training.loss import Encoder, TargetLoss, text_of, validate
-from video2lora.hypernetwork import Hypernetwork, HypernetworkConfig, checked_config
-from video2lora.pretrained import load_vlm
-from video2lora.vlm import FrozenVLM
+from training.batches import Batch, HeldExamples, Share, StreamedExamples, read_all
+from training.engine import Engine, learning_rate
+from training.floor import count_flops, matmul_rate
+from training.held_out import Validation
+from training.history import History
+from training.incidents import Loss, RefusedError, losses_of
+from training.job import Job
+from training.loss import KEPT_BYTES, TERMS, Encoder, Rows, TargetLoss, feature_bytes, text_of
+from training.models import frozen_vlm, new_hypernetwork
+from training.signals import Asked
+from training.streams import Source
+from video2lora.hypernetwork import Hypernetwork, HypernetworkConfig
+from video2lora.vlm import Features
 
-TELL_EVERY_S = 1.0
-N_LOSSES = 100  # points of the loss curve that checkpoints keep
-VALIDATION_VIDEOS = 16  # at a time
 N_NAMED_REJECTS = 20
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker is told. `n_streamed` counts the rows of a training split too large to hold; 0: hold it."""
-
-    recipe: Recipe
-    folder: str  # of the hypernetwork; checkpoints are in it
-    made_from: dict[str, Any]
-    n_streamed: int
-    n_threads: int
-    validates: bool
-    board: Any  # handle of the Board actor
 
 
 @dataclass
 class Clock:
     """Seconds spent in each part of the training: in steps and between them."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float]
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -62,6 +55,26 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
+@dataclass(frozen=True)
+class Learnt:
+    """What a step learns from: means over all workers' targets, and sums over all workers."""
+
+    loss: float
+    terms: dict[str, float]  # those of TERMS that the loss is made of
+    n_targets: int
+    n_tokens: int  # read by the VLM: of videos, prompts and targets
+
+
+@dataclass(frozen=True)
+class Step(Learnt):
+    """A finished one."""
+
+    step: int
+    at_ms: int
+    grad_norm: float
+    lr: float
+
+
 class Worker:
     """Models, data and state of one training worker, loaded once."""
 
@@ -70,192 +83,187 @@ class Worker:
         context = ray.train.get_context()
         self.job, self.settings = job, job.recipe.training
         self.rank, self.n_workers = context.get_world_rank(), context.get_world_size()
-        self.share = Share(self.rank, self.n_workers, self.settings.videos_per_step // self.n_workers)
-        self.clock, self.rejected = Clock(), dict[str, str]()
-        device = ray.train.torch.get_device()
-        self.vlm = frozen_vlm(job.recipe, device=str(device))
+        self.share = Share(self.rank, self.n_workers, self.settings.videos_per_step)
+        self.rejected = dict[str, str]()
+        self.n_parts = -(-self.share.per_step // (self.n_workers * (job.videos_at_once or self.share.per_step)))
+        self.in_step = list[Loss]()  # this worker's videos of the present step
+        self.device = ray.train.torch.get_device()
+        self.vlm = frozen_vlm(job.recipe, device=str(self.device))
         checkpoint = checkpoints.latest(f"{job.folder}/checkpoints")
+        self.history = History.of(checkpoint.state) if checkpoint else History()
+        self.clock = Clock(self.history.seconds)
         hypernetwork, moments = checkpoints.load(checkpoint) if checkpoint else (new_hypernetwork(job.recipe, self.vlm), None)
-        hypernetwork.perceiver.checkpoint_projection = device.type == "cuda"  # there it is memory that limits the batch
-        self.student = TargetLoss(hypernetwork.to(device), self.vlm, dtype=self.settings.dtype)
-        self.engine = Engine(self.student, self.settings, videos_per_worker=self.share.per_worker)
-        self.encoder = Encoder(self.vlm, opens_answer=job.recipe.hypernetwork.opens_answer)
-        self.step = checkpoint.step if checkpoint else 0
-        self.losses: list[tuple[int, float]] = checkpoint.state["losses"] if checkpoint else []
-        self.since_point: list[float] = []  # losses since the curve's last point
-        self.scores: list[dict[str, float]] = checkpoint.state["validation"] if checkpoint else []
-        self.n_counted = 0  # of the validation batches
-        self.validation = self.validation_batches() if job.validates else []
-        self.batches = self.batches_from_here()
+        hypernetwork.perceiver.checkpoint_projection = self.device.type == "cuda"  # there it is memory that limits the batch
+        self.student = TargetLoss(hypernetwork.to(self.device), self.vlm, dtype=self.settings.dtype)
+        self.weights = torch.tensor([getattr(self.settings, f"{name}_weight") for name in TERMS], device=self.device)  # of each term
+        self.encoder = Encoder(self.vlm, opens_answer=job.recipe.hypernetwork.opens_answer, keeps=False)
+        batches = self.batches_from_here()
+        batch = next(batches)
+        self.batches = chain([batch], batches)
+        first = batch.parts(self.n_parts)[0]
+        self.validation = self.validation_of(job.validation) if job.validation else None
+        self.floor_s_per_token = self.floor(first) if self.rank == 0 else 0.0
+        if self.settings.compile:
+            hypernetwork.compile()
+        self.engine = Engine(self.student, self.settings)
         if moments is not None:
-            batch = next(self.batches)
-            self.engine.restore(moments, step=self.step, loss=self.loss(batch))
-            self.batches = chain([batch], self.batches)
+            features, groups = self.features(first), self.texts(first)
+            self.engine.restore(moments, step=self.history.step, loss=self.engine.deepspeed(features, groups)[0].mean())
+        self.writer = checkpoints.Writer(f"{job.folder}/checkpoints", kept=self.settings.checkpoints_kept)
 
     def batches_from_here(self) -> Iterator[Batch]:
-        """This worker's batches from the present step on."""
-        seed, n = self.settings.seed, self.settings.targets_per_video
+        """This worker's batches from the present step on. Held examples also say whether all their features can be kept."""
+        seed, n, first_step = self.settings.seed, self.settings.targets_per_video, self.history.step
         shard = ray.train.get_dataset_shard("train")
-        if self.job.n_streamed:
-            streamed = StreamedExamples(shard, n_rows=self.job.n_streamed, seed=seed, n_targets=n, on_reject=self.reject)
-            return streamed.batches(self.share, first_step=self.step)
-        examples = list(read_all(shard, self.reject))
+        if not self.job.is_held:
+            n_rows = self.job.train.n_rows
+            streamed = StreamedExamples(shard, n_rows=n_rows, seed=seed, n_targets=n, vlm=self.vlm, on_reject=self.reject)
+            return streamed.batches(self.share, first_step=first_step)
+        examples = list(read_all(shard, vlm=self.vlm, on_reject=self.reject))
         if not examples:
-            raise BadInputError(f"examples: not one training video can be decoded, the first: {next(iter(self.rejected.values()), 'none')}")
-        return HeldExamples(examples, seed=seed, n_targets=n).batches(self.share, first_step=self.step)
+            raise BadInputError(f"examples: not one training video can be used, the first: {next(iter(self.rejected.values()), 'none')}")
+        n_bytes = sum(feature_bytes(self.vlm, one, max_chunks=self.settings.max_chunks) for one in examples)
+        self.encoder.keeps = n_bytes <= KEPT_BYTES
+        return HeldExamples(examples, seed=seed, n_targets=n).batches(self.share, first_step=first_step)
 
-    def validation_batches(self) -> list[Batch]:
-        """This worker's validation videos, in the same batches with the same drawn targets every time."""
-        examples = sorted(read_all(ray.train.get_dataset_shard("validation"), self.reject), key=lambda one: one.video_id)
-        mine = examples[self.rank :: self.n_workers]
-        n, seed = self.settings.targets_per_video, self.settings.seed
-        parts = [mine[i : i + VALIDATION_VIDEOS] for i in range(0, len(mine), VALIDATION_VIDEOS)]
-        self.n_counted = len(parts)
-        n_rounds = math.ceil(len(examples[:: self.n_workers]) / VALIDATION_VIDEOS)
-        parts += [examples[:1]] * (n_rounds - len(parts))  # ZeRO 3 gathers parameters, so all workers must do as many
-        return [Batch(tuple(part), tuple(draw(one, n=n, seed=seed, epoch=0) for one in part)) for part in parts]
+    def validation_of(self, source: Source) -> Validation:
+        examples = list(read_all(ray.train.get_dataset_shard("validation"), vlm=self.vlm, on_reject=self.reject))
+        if not examples:
+            raise BadInputError(f"examples: not one of {source.n_rows} validation videos can be used")
+        return Validation(examples, self.job.recipe, rank=self.rank, n_workers=self.n_workers)
 
     def reject(self, row: dict[str, Any]) -> None:
         self.rejected[row["video_id"]] = f"{row['reason']}: {row['detail']}"
 
-    def loss(self, batch: Batch) -> Float[torch.Tensor, ""]:
-        """Mean over the batch's targets, with its gradient."""
+    def features(self, batch: Batch) -> Features:
+        """Of the batch's videos, in as many chunks as the present step has."""
+        drawn = np.random.default_rng([self.settings.seed, self.history.step]).integers(self.settings.max_chunks)
         with self.clock.part("encode"):
-            features = self.encoder(batch.examples)
-        with self.clock.part("loss"):
-            losses: torch.Tensor = self.engine.deepspeed(features, text_of(self.vlm, batch, newline=self.settings.newline_after_target))
-            return losses.mean()
+            return self.encoder(batch.examples, n_chunks=1 + int(drawn))
 
-    def train_step(self) -> tuple[float, int]:
-        """One step of all workers: this one's loss and its number of targets."""
+    def texts(self, batch: Batch) -> list[Rows]:
+        return text_of(self.vlm, batch, newline=self.settings.newline_after_target, kl=self.settings.kl_weight > 0)
+
+    def floor(self, batch: Batch) -> float:
+        """The least seconds a token can take all workers together: the operations of a step over the rate of matrix products here.
+
+        Before there is an engine, on a step that is thrown away: counting changes which of PyTorch's operations are called.
+        """
+        if self.encoder.keeps:
+            self.features(batch)  # all steps but the first find them
+        with count_flops() as counted:
+            features, groups = self.features(batch), self.texts(batch)
+            self.student(features, groups).sum().backward()
+        self.student.zero_grad(set_to_none=True)
+        return (
+            counted.get_total_flops()
+            / n_tokens(features, groups)
+            / matmul_rate(self.device, getattr(torch, self.settings.dtype))
+            / self.n_workers
+        )
+
+    def terms(self, batch: Batch) -> tuple[Float[Tensor, "n_terms n_targets"], int]:
+        """Of the loss of each target of this worker's share; and the tokens that the VLM reads."""
+        features = self.features(batch)
+        with self.clock.part("loss"):
+            groups = self.texts(batch)
+            terms: Tensor = self.engine.deepspeed(features, groups)
+        losses = (self.weights @ terms.detach()).tolist()
+        self.in_step += losses_of(batch, losses, torch.cat([rows.video_of_row for rows in groups]).tolist())
+        return terms if batch.counts else terms * 0.0, n_tokens(features, groups)
+
+    def backward(self, batch: Batch, *, n_targets: float) -> Learnt:
+        """Losses and gradients of the step's targets, of which all workers have `n_targets`. Raises RefusedError."""
+        sums = torch.zeros(len(TERMS) + 1, dtype=torch.float64)
+        self.in_step = []
+        parts = batch.parts(self.n_parts)
+        for i, part in enumerate(parts):
+            terms, n_read = self.terms(part)
+            with self.clock.part("loss"):
+                loss = (self.weights @ terms).sum() / n_targets * self.n_workers  # by which the engine divides again
+                self.engine.backward(loss, is_last=i == len(parts) - 1)
+                sums += torch.tensor([*terms.detach().sum(1).tolist(), n_read], dtype=torch.float64)
+        with self.clock.part("loss"):
+            *of_terms, n_read_by_all = self.summed(sums.tolist())
+        means = [value / n_targets for value in of_terms]
+        mean = sum(weight * value for weight, value in zip(self.weights.tolist(), means, strict=True))
+        if why := self.history.refused(mean, max_ratio=self.settings.max_loss_ratio):
+            raise RefusedError(why)
+        used = {name: value for name, weight, value in zip(TERMS, self.weights.tolist(), means, strict=True) if weight}
+        return Learnt(mean, used, round(n_targets), round(n_read_by_all))
+
+    def train_step(self, asked: Asked) -> tuple[Step, Asked]:
+        """One step of all workers, and what they were `asked` together. Raises RefusedError where it must not be learnt from."""
         with self.clock.part("data"):
             batch = next(self.batches)
-        loss = self.loss(batch)
-        with self.clock.part("loss"):
-            self.engine.backward(loss)
-            value = float(loss.detach())
+        n_targets, *n_asked = self.summed([batch.n_targets, *astuple(asked)])
+        learnt = self.backward(batch, n_targets=n_targets)
+        lr = learning_rate(self.history.step, self.settings)
         with self.clock.part("update"):
-            self.engine.update(self.step)
-        self.step += 1
-        self.since_point.append(value)
-        if self.step % max(1, self.settings.n_steps // N_LOSSES) == 0:
-            self.losses.append((self.step, round(sum(self.since_point) / len(self.since_point), 5)))
-            self.since_point = []
-        return value, batch.n_targets
+            grad_norm = self.engine.update(lr)
+        if not math.isfinite(grad_norm):
+            raise RefusedError(f"gradient norm {grad_norm}")
+        at_ms = self.history.enter(learnt.loss)
+        step = Step(**asdict(learnt), step=self.history.step, at_ms=at_ms, grad_norm=grad_norm, lr=lr)
+        return step, Asked(*(n > 0 for n in n_asked))
 
-    def validate(self) -> dict[str, float]:
-        """Mean loss and share of exact greedy answers over all workers' validation targets."""
-        sums = torch.zeros(3, device=self.vlm.device)
+    def summed(self, values: list[float]) -> list[float]:
+        """Over all workers, each number by itself."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(tensor)
+        sums: list[float] = tensor.tolist()
+        return sums
+
+    def validate(self) -> bool:
+        """Enter a validation into the history; True if it is the best so far."""
+        assert self.validation is not None
         with self.clock.part("validation"):
-            for i, batch in enumerate(self.validation):
-                found = validate(
-                    self.student,
-                    self.encoder,
-                    batch,
-                    newline=self.settings.newline_after_target,
-                    max_new_tokens=self.job.recipe.answer.max_new_tokens,
-                )
-                sums += torch.tensor(found, device=sums.device) * (i < self.n_counted)
-            torch.distributed.all_reduce(sums)
-        loss, n_right, n = sums.tolist()
-        self.scores.append({"step": self.step, "loss": loss / n, "exact_match": n_right / n, "n_targets": n})
-        return self.scores[-1]
+            if self.history.blind is None:
+                self.history.blind = self.validation.blind(self.vlm, self.summed)
+            # ZeRO 3 has no whole weights on any worker and gathers them at every call; answers take as many calls as they are long.
+            whole = with_weights(self.student.hypernetwork.config, self.engine.weights()).to(self.device)
+            student = TargetLoss(whole, self.vlm, dtype=self.settings.dtype)
+            score = self.validation.score(student, self.encoder, self.summed)
+        now = {"step": float(self.history.step), "at_ms": float(self.history.at_ms[-1])}
+        return self.history.take({**now, **score, **self.history.blind}, self.settings)
+
+    def all_in_step(self) -> list[Loss]:
+        """Every worker's videos of the present step. All workers must call it together."""
+        found: list[list[Loss] | None] = [None] * self.n_workers
+        torch.distributed.all_gather_object(found, self.in_step)
+        return [one for of_worker in found for one in of_worker or []]
 
     def save(self) -> None:
-        """Gather the state on all workers; the first one writes it."""
+        """Gather the state on all workers; a thread of the first one writes it."""
         with self.clock.part("checkpoint"):
             weights, moments = self.engine.weights(), self.engine.moments()
             if self.rank == 0:
-                state = {"step": self.step, "losses": self.losses, "validation": self.scores}
                 hypernetwork = with_weights(self.student.hypernetwork.config, weights)
-                checkpoints.save(hypernetwork, moments, f"{self.job.folder}/checkpoints", state=state, metadata=self.metadata())
+                self.writer.save(hypernetwork, moments, state=self.history.state(), metadata=self.metadata())
 
     def metadata(self) -> dict[str, Any]:
-        """What the hypernetwork's config.json says about where it comes from. Losses are those of the first worker."""
+        """What the hypernetwork's config.json says about where it comes from."""
         return {
             **self.job.recipe.section("vlm", "frames", "hypernetwork", "training"),
             "vlm_digest": self.vlm.digest,
             "made_from": self.job.made_from,
-            "step": self.step,
-            "losses": self.losses,
-            "validation": self.scores,
+            "step": self.history.step,
+            "seconds": dict(self.history.seconds),
+            "losses": self.history.curve(),
+            "validation": list(self.history.validation),
             "n_rejected": len(self.rejected),
             "rejected": dict(sorted(self.rejected.items())[:N_NAMED_REJECTS]),
         }
 
 
-def work(config: dict[str, Any]) -> None:
-    """The function that Ray Train runs in every worker. `config` holds the Job."""
-    job: Job = config["job"]
-    try:
-        _train(Worker(job))
-    except BadInputError as error:  # every worker has the same input, so all end here: a restart would not help
-        ray.get(job.board.tell.remote({"kind": "error", "error": error}))
-    except CommandError as error:
-        ray.get(job.board.tell.remote({"kind": "error", "error": error}))
-        raise
+def n_tokens(features: Features, groups: Sequence[Rows]) -> int:
+    """That the VLM reads in a step: of videos, prompts and targets."""
+    return int(features.mask.sum()) + sum(int(rows.texts.mask.sum()) for rows in groups)
 
 
-def frozen_vlm(recipe: Recipe, *, device: str) -> FrozenVLM:
-    """Raises BadInputError if the recipe's VLM is not there."""
-    try:
-        return load_vlm(recipe.vlm.model, revision=recipe.vlm.revision, dtype=recipe.vlm.dtype, device=device)
-    except ValueError as error:
-        raise BadInputError(f"recipe: {error}") from error
-
-
-def new_hypernetwork(recipe: Recipe, vlm: FrozenVLM) -> Hypernetwork:
-    """As the recipe says and as the VLM's sizes demand. Raises BadInputError if they do not fit."""
-    settings = recipe.hypernetwork.model_dump()
-    try:
-        settings["target_modules"] = vlm.module_sizes(settings["target_modules"])
-        config = checked_config({**settings, "n_layers": len(vlm.layers), "d_vlm": vlm.d_vlm}, where="hypernetwork")
-    except ValueError as error:
-        raise BadInputError(f"recipe: {error}") from error
-    return Hypernetwork(config, seed=recipe.training.seed)
-
-
-def with_weights(config: HypernetworkConfig, weights: dict[str, torch.Tensor]) -> Hypernetwork:
+def with_weights(config: HypernetworkConfig, weights: dict[str, Tensor]) -> Hypernetwork:
     """A hypernetwork with the trained parameters of a TargetLoss, by their names there."""
     with torch.device("meta"):
         hypernetwork = Hypernetwork(config)
     hypernetwork.load_state_dict({name.removeprefix("hypernetwork."): value for name, value in weights.items()}, assign=True)
     return hypernetwork
-
-
-class Teller:
-    """Tells the board about the steps, about once a second. Workers but the first have no board: nothing is told twice."""
-
-    def __init__(self, board: Any | None) -> None:
-        self.board = board
-        self.last: ray.ObjectRef | None = None
-        self.losses: list[tuple[int, float]] = []
-        self.n_targets, self.told = 0, time.monotonic()
-
-    def tell(self, kind: str, **content: Any) -> None:
-        if self.board is not None:
-            self.last = self.board.tell.remote({"kind": kind, **content})
-
-    def step(self, step: int, loss: float, *, n_targets: int, is_last: bool) -> None:
-        self.losses.append((step, loss))
-        self.n_targets += n_targets
-        if is_last or time.monotonic() - self.told > TELL_EVERY_S:
-            self.tell("steps", losses=self.losses, n_targets=self.n_targets)
-            self.losses, self.n_targets, self.told = [], 0, time.monotonic()
-
-
-def _train(worker: Worker) -> None:
-    """All steps that are left, with validation and checkpoints between them."""
-    settings, teller = worker.settings, Teller(worker.job.board if worker.rank == 0 else None)
-    teller.tell("start", step=worker.step)
-    while worker.step < settings.n_steps:
-        loss, n_targets = worker.train_step()
-        is_last = worker.step == settings.n_steps
-        teller.step(worker.step, loss, n_targets=n_targets * worker.n_workers, is_last=is_last)
-        if worker.job.validates and (is_last or worker.step % settings.validate_every == 0):
-            teller.tell("validation", **worker.validate())
-        if is_last or worker.step % settings.checkpoint_every == 0:
-            worker.save()
-    teller.tell("end", seconds=worker.clock.seconds, rejected=worker.rejected)
-    if teller.last is not None:
-        ray.get(teller.last)  # messages arrive in order: with the last one all are there, and the worker may end

@@ -43,6 +43,10 @@ class Family(Protocol):
     def image_token_id(self) -> int:
         """The id that holds the place of each visual token in a prompt."""
 
+    @property
+    def frames_per_picture(self) -> int:
+        """How many frames the vision tower takes as one picture."""
+
     def frame_tokens(self, videos: Sequence[Frames]) -> Float[Tensor, "n_pictures n_image_tokens d_vlm"]:
         """Visual tokens of all videos, in order: vision tower and connector."""
 

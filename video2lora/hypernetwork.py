@@ -2,7 +2,8 @@
 
 Source: arXiv 2606.04351 section 3.2; structure, constants and initialisation are those of the published implementation.
 All layers go through one perceiver, folded into the batch: nothing in it knows which layer it reads. What is a layer's
-own is the head, one matrix per layer shared by its ranks, and the two multipliers per rank.
+own is the head, one matrix per layer shared by its ranks, and the two multipliers per rank. Neighbouring layers can read the
+features of one of them (`read_every`): the perceiver, most of the work, then runs once for all of them.
 
 The generated adapter of each video is joined in rank by a static adapter, the same for all videos. The paper does not
 mention it; its released checkpoints have it, and so do we (`static_adapter`). A fresh hypernetwork changes nothing:
@@ -74,6 +75,11 @@ class HypernetworkConfig(BaseModel):
         if wrong:
             raise ValueError(f"target_modules takes the last name of a module, like 'down_proj'; got {wrong}")
         return self
+
+    @property
+    def layers_read(self) -> list[int]:
+        """The layers whose features count: the last of each group."""
+        return [min(first + self.read_every, self.n_layers) - 1 for first in range(0, self.n_layers, self.read_every)]
 
     @property
     def lora_scaling(self) -> float:
@@ -200,14 +206,19 @@ class Hypernetwork(nn.Module):
                 f"features have (n_layers, d_vlm) = {(n_layers, d_vlm)}, the hypernetwork "
                 f"{(config.n_layers, config.d_vlm)}; is this another VLM?"
             )
+        if config.read_every > 1:
+            features = features[:, config.layers_read]
+        n_read = features.shape[1]
         if features.device.type == "meta" or not torch.is_autocast_enabled(features.device.type):
             features = features.to(self.perceiver.encoder.latents.dtype)
         if config.normalise_features:
             features = F.rms_norm(features, (d_vlm,), eps=RMS_NORM_EPS)
-        latents = self.perceiver(features.flatten(0, 1), mask=mask.repeat_interleave(n_layers, dim=0))
+        latents = self.perceiver(features.flatten(0, 1), mask=mask.repeat_interleave(n_read, dim=0))
         latents = self.pre_head(latents)
         latents = F.normalize(latents.float(), dim=-1).to(latents.dtype)
-        by_module = rearrange(latents, "(batch n_layers) (n_modules r) d -> n_modules batch n_layers r d", n_layers=n_layers, r=config.r)
+        by_module = rearrange(latents, "(batch n_read) (n_modules r) d -> n_modules batch n_read r d", n_read=n_read, r=config.r)
+        if config.read_every > 1:
+            by_module = by_module.repeat_interleave(config.read_every, dim=2)[:, :, :n_layers]
         factors = {name: self.heads[name](x) for name, x in zip(self.modules_in_order, by_module, strict=True)}
         return _as_lora(factors, scaling=config.lora_scaling)
 

@@ -66,6 +66,10 @@ class Qwen25VL:
         """Visual tokens of a picture."""
         return (self._side // self.model.config.vision_config.spatial_merge_size) ** 2
 
+    @property
+    def frames_per_picture(self) -> int:
+        return self.model.config.vision_config.temporal_patch_size
+
     @torch.no_grad()
     def frame_tokens(self, videos: Sequence[Frames]) -> Float[Tensor, "n_pictures n_image_tokens d_vlm"]:
         pictures = torch.from_numpy(np.concatenate([self.pictures(video) for video in videos]))
@@ -124,13 +128,13 @@ class Qwen25VL:
         return self.edge_windows * window
 
     def _n_pictures(self, video: Frames) -> int:
-        return -(-len(video.images) // self.model.config.vision_config.temporal_patch_size)
+        return -(-len(video.images) // self.frames_per_picture)
 
     def pictures(self, video: Frames) -> UInt8[np.ndarray, "n_pictures n_frames size size 3"]:
         """Squares by picture; equal to transformers' video processor to 1 level of 255, seldom 2."""
         size = (self.image_size_px, self.image_size_px)
         squares = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in video.images]
-        n_pictures, n_frames = self._n_pictures(video), self.model.config.vision_config.temporal_patch_size
+        n_pictures, n_frames = self._n_pictures(video), self.frames_per_picture
         squares += [squares[-1]] * (n_pictures * n_frames - len(squares))
         return np.stack(squares).reshape(n_pictures, n_frames, *squares[0].shape)
 

@@ -29,6 +29,7 @@ class SmolVLM:
     tokenizer: PreTrainedTokenizerBase
     layers_path: str = "model.text_model.layers"
     end_token: str = prompts.END_OF_UTTERANCE
+    frames_per_picture: int = 1
 
     @property
     def decoder(self) -> nn.Module:

@@ -35,10 +35,11 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Features:
-    """What the hypernetwork reads of a batch of videos."""
+    """What the hypernetwork reads of a batch of videos, or of their chunks: then `n_chunks` counts the rows of each video in turn."""
 
     hidden: Float[Tensor, "batch n_layers n_tokens d_vlm"]
     mask: Bool[Tensor, "batch n_tokens"]
+    n_chunks: tuple[int, ...] | None = None  # None: one row a video
 
 
 @dataclass(frozen=True)
@@ -133,22 +134,36 @@ class FrozenVLM:
     def text_batch(
         self,
         texts: Sequence[str],
-        targets: Sequence[str] | None = None,
+        targets: Sequence[str | Sequence[int]] | None = None,
         *,
         newline: bool = False,
         videos: Sequence[Frames] | None = None,
     ) -> TextBatch:
-        """Whole prompts, and the targets that follow them if given, with a line end behind each if `newline`; `videos` where each prompt
-        holds one's image tokens."""
+        """Whole prompts, and the targets that follow them if given, as `target_ids` has them; `videos` where each prompt holds one's image
+        tokens."""
         rows = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
         labels = [[IGNORE] * len(row) for row in rows]
         for i, target in enumerate(targets or ()):
-            ids = self.tokenizer.encode(self.family.target_text(target, newline=newline), add_special_tokens=False)
+            ids = self.target_ids(target, newline=newline)
             rows[i], labels[i] = rows[i] + ids, labels[i] + ids
         input_ids = self._left_padded(rows, self.tokenizer.pad_token_id)
         mask = self._left_padded([[1] * len(row) for row in rows], 0)
         positions = text_positions(mask) if videos is None else self.family.positions(input_ids, mask, videos)
         return TextBatch(input_ids, mask, positions, labels=self._left_padded(labels, IGNORE) if targets is not None else None)
+
+    def target_ids(self, target: str | Sequence[int], *, newline: bool = False) -> list[int]:
+        """What a model learns to write: a text, or the tokens that another wrote; then the end of its turn, and a line end if `newline`.
+
+        Special tokens at the end of a writer's own are left out: it may have ended its turn in another way, or been cut off.
+        """
+        if isinstance(target, str):
+            return list(self.tokenizer.encode(self.family.target_text(target, newline=newline), add_special_tokens=False))
+        written, special = list(target), set(self.tokenizer.all_special_ids)
+        while written and written[-1] in special:
+            written.pop()
+        closing = self.family.target_text("", newline=newline)
+        closing = closing[closing.index(self.family.end_token) :]
+        return written + list(self.tokenizer.encode(closing, add_special_tokens=False))
 
     def n_visual_tokens(self, batch: TextBatch) -> list[int]:
         """Image tokens among the ids of each row."""
@@ -174,17 +189,18 @@ class FrozenVLM:
             raise ValueError(f"a prompt of {n_tokens} tokens{answer}: the VLM {self.name!r} has {self.n_positions} positions")
 
     @torch.no_grad()
-    def features(self, videos: Sequence[Frames], *, opens_answer: bool = False) -> Features:
+    def features(self, videos: Sequence[Frames], *, opens_answer: bool = False, frame_tokens: Tensor | None = None) -> Features:
         """Per-layer hidden states of each video followed by the internalization instruction, up to the end of the user's turn as
         published; with `opens_answer` to where the answer would begin.
 
-        They are written once, where they stay: no list of layers beside it, no attention maps, no cache, and of frames the vision tower
-        holds a few at a time. Raises ValueError where a video's frames do not fit the VLM's positions.
+        `frame_tokens` are all videos' visual tokens where they are known: then no picture is looked at, and 0 x 0 px are enough.
+        Hidden states are written once, where they stay: no list of layers beside it, no attention maps, no cache, and of frames the vision
+        tower holds a few at a time. Raises ValueError where a video's frames do not fit the VLM's positions.
         """
         texts = [self.family.video_prompt(video, prompts.INTERNALIZE, opens_answer=opens_answer) for video in videos]
         batch = self.text_batch(texts, videos=videos)
         self.check_length(batch)
-        embeds = self.embed(batch, self.frame_tokens(videos))
+        embeds = self.embed(batch, self.frame_tokens(videos) if frame_tokens is None else frame_tokens.to(self.device))
         layers = self.layers
         hidden = embeds.new_empty(len(embeds), len(layers), *embeds.shape[1:])
 
@@ -200,17 +216,24 @@ class FrozenVLM:
             self._decode(embeds, batch.mask, batch.positions, cache=None)
         return Features(hidden, batch.mask.bool())
 
-    def target_losses(self, batch: TextBatch) -> Float[Tensor, " batch"]:
-        """Token-mean cross-entropy of each row's target; logits are computed at target positions only. Gradients reach adapters."""
+    def target_log_probs(
+        self, batch: TextBatch
+    ) -> tuple[Float[Tensor, "n_learnt vocabulary"], Int[Tensor, " n_learnt"], Bool[Tensor, "batch n_places"]]:
+        """Log-probabilities of the next token where that is a target's, row by row; those next tokens; and where in the batch they are.
+
+        Logits are computed there only. Gradients reach adapters. Raises ValueError for a batch made without targets.
+        """
         if batch.labels is None:
             raise ValueError("labels: got None, expected a batch made with targets")
         states = self._decode(self.embed(batch), batch.mask, batch.positions, cache=None)
         labels = batch.labels[:, 1:]
-        kept = labels != IGNORE
-        losses = nn.functional.cross_entropy(self.logits(states[:, :-1][kept]).float(), labels[kept], reduction="none")
-        rows = kept.nonzero()[:, 0]
-        total = torch.zeros(len(labels), device=losses.device).index_add(0, rows, losses)
-        return total / kept.sum(1).clamp_min(1)
+        learnt = labels != IGNORE
+        return self.logits(states[:, :-1][learnt]).float().log_softmax(-1), labels[learnt], learnt
+
+    def target_losses(self, batch: TextBatch) -> Float[Tensor, " batch"]:
+        """Token-mean cross-entropy of each row's target. Gradients reach adapters."""
+        log_probs, labels, learnt = self.target_log_probs(batch)
+        return row_means(nn.functional.nll_loss(log_probs, labels, reduction="none"), learnt)
 
     def logits(self, states: Float[Tensor, "... d_vlm"]) -> Float[Tensor, "... vocabulary"]:
         """Of the decoder's last states."""
@@ -294,3 +317,9 @@ class FrozenVLM:
     def _left_padded(self, rows: list[list[int]], fill: int) -> Int[Tensor, "batch n_tokens"]:
         longest = max(map(len, rows))
         return torch.tensor([[fill] * (longest - len(row)) + row for row in rows], device=self.device)
+
+
+def row_means(values: Float[Tensor, " n_values"], places: Bool[Tensor, "batch n_places"]) -> Float[Tensor, " batch"]:
+    """Mean of each row's values, which stand at its `places`, row by row; 0 for a row of none."""
+    total = torch.zeros(len(places), device=values.device).index_add(0, places.nonzero()[:, 0], values)
+    return total / places.sum(1).clamp_min(1)

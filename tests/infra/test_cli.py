@@ -1,5 +1,6 @@
 """The command line as a user meets it: one line and an exit code of its own for what is wrong, never a traceback."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ def video2lora(*arguments: str, data: Path) -> subprocess.CompletedProcess[str]:
         (("frames", "--recipe", "nowhere.yaml"), 3, "no such file"),
         (("frames",), 3, "run the stage that makes it first"),
         (("manifest", "nowhere"), 3, "nowhere"),
+        (("sweep", "nowhere.yaml"), 3, "sweep 'nowhere.yaml': no such file, and not one of ablations"),
         (("frobnicate",), 2, "No such command"),
         (("internalize", "nowhere.mp4", "-o", "adapter"), 3, "nowhere.mp4"),
         (("ask", "nowhere", "What is it?"), 3, "nowhere"),
@@ -56,6 +58,8 @@ def test_a_bad_command_is_one_clear_line(tmp_path: Path, arguments: tuple[str, .
         (("export", "nowhere", "--to", "onnx"), 2, "onnx"),
         (("inspect", "nowhere"), 3, "nowhere"),
         (("compose", "nowhere", "-o", "adapter"), 3, "nowhere"),
+        (("encode",), 3, "run `video2lora targets` first"),
+        (("train", "--json"), 2, "--json goes with --dry-run"),
         (("tiny", "verify", "--model", "/nowhere"), 3, "/nowhere"),
         (("tiny", "train", "-o", "."), 3, "is there already"),
         (("tiny", "train", "-o", "new", "--level", "4"), 3, "level: got 4, expected one of 1, 2, 3"),
@@ -72,6 +76,17 @@ def test_a_bad_command_that_needs_the_models_is_one_clear_line(
     if code == 3:
         assert len(ran.err.strip().splitlines()) == 1, ran.err
     assert list(tmp_path.iterdir()) == [], "a command that was refused leaves nothing behind"
+
+
+def test_a_dry_run_prints_tables_or_json_and_writes_nothing(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "small.yaml"
+    sizes = "{r: 3, n_blocks: 1, d_latent: 16, n_heads: 2, n_kv_heads: 1, d_head: 8}"
+    recipe.write_text(f"frames: {{sampling: {{n_frames: 3}}}}\nhypernetwork: {sizes}\ntraining: {{videos_per_step: 2}}\n")
+    ran = command("train", "--dry-run", "--json", "--recipe", recipe)
+    assert ran.code == 0 and json.loads(ran.out)["videos_per_worker"] == 1
+    assert "trained: projection" in command("train", "--dry-run", "--recipe", recipe).out
+    assert list(tmp_path.iterdir()) == [recipe]
 
 
 def test_wrong_usage_is_told_before_torch_is_loaded() -> None:

@@ -13,7 +13,7 @@ from infra.errors import BadInputError
 RECIPES = Path(config.__file__).parent / "recipes"
 
 
-@pytest.mark.parametrize("name", ["demo", "tiny"])
+@pytest.mark.parametrize("name", ["demo", "tiny", "ablation"])
 def test_shipped_recipes_load(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.world is not None
@@ -130,7 +130,7 @@ def test_what_is_no_recipe_is_refused_and_runs_nothing(tmp_path: Path, text: str
 
 
 def test_a_recipe_that_is_not_there_lists_those_that_are() -> None:
-    with pytest.raises(BadInputError, match="demo, smolvlm2_256m, smolvlm2_2b, smolvlm2_500m, tiny"):
+    with pytest.raises(BadInputError, match="ablation, demo, smolvlm2_256m, smolvlm2_2b, smolvlm2_500m, tiny"):
         load_recipe("dmeo")
 
 

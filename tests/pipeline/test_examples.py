@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from infra.artifacts import EXAMPLES, TARGETS, VIDEOS
-from infra.config import ExamplesSettings, FramesSettings, Recipe, Where
-from infra.errors import BadInputError
+from infra.artifacts import EXAMPLES, LOGPROBS, TARGETS, VIDEOS
+from infra.config import ExamplesSettings, FramesSettings, Recipe, TeacherSettings, Where
+from infra.errors import BadInputError, StorageError
 from infra.sets import examples_set, frames_made, frames_set, made_targets, targets_made, targets_set
 from infra.stage import Order
 from infra.storage import Table
@@ -25,8 +26,9 @@ from pipeline import examples
 from video2lora.video import Sampling
 
 Watch = Callable[[Path], AbstractContextManager[set[str]]]
-N_VIDEOS, ROWS_PER_SHARD, N_FRAME_FILES = 23, 5, 4
+N_VIDEOS, ROWS_PER_SHARD, N_FRAME_FILES, N_TARGET_FILES = 23, 5, 4, 3
 RECIPE = Recipe(frames=FramesSettings(sampling=Sampling(n_frames=3)), examples=ExamplesSettings(rows_per_shard=ROWS_PER_SHARD, seed=3))
+WITH_LOGPROBS = RECIPE.model_copy(update={"teacher": TeacherSettings(logprobs=2)})
 WITHOUT = ("v07", "v15")  # the teacher wrote nothing for them
 SPLITS = ("train", "train", "test", "train", "validation")
 
@@ -62,7 +64,17 @@ def write_table(order: Order, rows: list[dict[str, Any]], *, n_files: int = 1) -
     attempt.complete()
 
 
-def write_inputs(data: Path, world: World) -> Where:
+def logprobs_of(text: str) -> dict[str, list[Any]]:
+    """As many tokens as letters, of the 2 likeliest each; every number is of this text alone."""
+    ids = [ord(letter) for letter in text]
+    return {
+        "token_ids": ids,
+        "top_token_ids": [other for one in ids for other in (one, one + len(text))],
+        "top_logprobs": [value for one in ids for value in (-one / 256, -float(len(text)))],
+    }
+
+
+def write_inputs(data: Path, world: World, *, recipe: Recipe = RECIPE) -> Where:
     """Files are read in the order of random names, so two folders differ in the order of their inputs."""
     root = str(data)
     videos = [{"video_id": name, "version": split, "uri": f"/{name}.mp4", "split": split} for name, split in world.splits.items()]
@@ -71,19 +83,26 @@ def write_inputs(data: Path, world: World) -> Where:
     write_table(frames, [frames_row(name) for name in world.splits], n_files=N_FRAME_FILES)
     others = {"version": "v", "teacher": "t", "n_tokens": 1, "finish_reason": "stop"}
     targets = [{"video_id": name} | others | row | {"version": row["target"][-8:]} for name, rows in world.targets.items() for row in rows]
-    table, made = targets_set(RECIPE, root, weights="w"), targets_made(RECIPE, weights="w")
-    write_table(Order(table, {"of": repr(world)}, [TARGETS.key_of(row) for row in targets], made), targets)
+    targets = [row | logprobs_of(row["target"]) for row in targets]  # also where the recipe asks for none: they are not to be read
+    table, made = targets_set(recipe, root, weights="w"), targets_made(recipe, weights="w")
+    write_table(Order(table, {"of": repr(world)}, [TARGETS.key_of(row) for row in targets], made), targets, n_files=N_TARGET_FILES)
     return Where(data=root)
 
 
-def expected(world: World) -> list[dict[str, Any]]:
+def expected(world: World, *, has_logprobs: bool = False) -> list[dict[str, Any]]:
     """In the shuffled order; without the version."""
+    nothing = dict.fromkeys(LOGPROBS)
     kept = sorted(set(world.splits) & set(world.targets))
     shuffled = [kept[i] for i in np.random.default_rng(3).permutation(len(kept))]
     return [
         {key: frames_row(name)[key] for key in ("video_id", "jpegs", "timestamps_s", "duration_s")}
         | {"split": world.splits[name]}
-        | {"targets": [{key: row[key] for key in ("task", "prompt", "target")} for row in reversed(world.targets[name])]}
+        | {
+            "targets": [
+                {key: row[key] for key in ("task", "prompt", "target")} | (logprobs_of(row["target"]) if has_logprobs else nothing)
+                for row in reversed(world.targets[name])
+            ]
+        }
         for name in shuffled
     ]
 
@@ -192,6 +211,55 @@ def test_what_changed_is_made_anew_and_nothing_else(data: Path, opened: Watch) -
     assert names == {needed}, "of the pictures, only the file that holds the video's"
     again = {row["video_id"]: row for row in table.read().to_pylist()}
     assert again == after | {"v03": before["v03"]} and sorted(in_shards(table)) == sorted(again)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_log_probabilities_arrive_with_their_own_targets(tmp_path: Path) -> None:
+    """Also of a target that was said anew and of one that is wanted no longer, which stand in files beside the others."""
+    world = World()
+    write_inputs(tmp_path, world, recipe=WITH_LOGPROBS)
+    world.targets["v03"][0]["target"] = "a longer text"
+    world.targets["v04"].pop()
+    where = write_inputs(tmp_path, world, recipe=WITH_LOGPROBS)
+    assert examples.run(WITH_LOGPROBS, where) == "examples: 21 rows, 2 rejects (no_targets 2)"
+    table = table_of(tmp_path, WITH_LOGPROBS)
+    assert read(table) == expected(world, has_logprobs=True)
+    assert shard_sizes(table) == [5, 5, 5, 5, 1]
+
+
+def lookup_of(world: World, where: Where, recipe: Recipe, *, has_logprobs: bool) -> pa.Table:
+    """Of all videos that have frames."""
+    targets, videos = made_targets(recipe, where.data), Table(where.data, "videos").read(["video_id", "split"])
+    files = {key: address for address, keys in targets.shards_of(targets.keys().to_pylist()).items() for key in keys}
+    return examples.lookup_table(list(world.splits), targets.read(), videos, seed=3, files=files if has_logprobs else None)
+
+
+def test_log_probabilities_are_read_where_frames_are_and_only_where_asked_for(tmp_path: Path, opened: Watch) -> None:
+    world = World()
+    where = write_inputs(tmp_path, world, recipe=WITH_LOGPROBS)
+    frames = frames_set(RECIPE, where.data).read(examples.FRAME_COLUMNS)
+    folder = Path(made_targets(WITH_LOGPROBS, where.data).folder, "shards")
+    for has_logprobs in (True, False):
+        lookup = lookup_of(world, where, WITH_LOGPROBS, has_logprobs=has_logprobs)
+        with opened(folder) as names:
+            attached = examples.attach_targets(frames, lookup).sort_by("place").select(EXAMPLES.schema.names).cast(EXAMPLES.schema)
+        assert attached.drop_columns("version").to_pylist() == expected(world, has_logprobs=has_logprobs)
+        assert len(names) == (N_TARGET_FILES if has_logprobs else 0)
+        part = lookup.filter(pc.is_in(lookup["video_id"], value_set=pa.array(["v04", "v09"])))
+        few = examples.attach_targets(frames, part.slice(1))
+        assert few["targets"].to_pylist() == attached.filter(pc.equal(attached["video_id"], few["video_id"][0]))["targets"].to_pylist()
+
+
+def test_a_target_that_left_its_file_is_no_silent_gap(tmp_path: Path) -> None:
+    world = World()
+    where = write_inputs(tmp_path, world, recipe=WITH_LOGPROBS)
+    lookup = lookup_of(world, where, WITH_LOGPROBS, has_logprobs=True)
+    shard = made_targets(WITH_LOGPROBS, where.data).shards()[0]
+    rows = pq.read_table(shard)
+    pq.write_table(rows.slice(1), shard)
+    with pytest.raises(StorageError, match=rf"has {len(rows) - 1} of {len(rows)} targets: `video2lora verify --repair`"):
+        examples.attach_targets(frames_set(RECIPE, where.data).read(examples.FRAME_COLUMNS), lookup)
 
 
 def test_another_seed_gives_another_order_of_the_same_videos() -> None:

@@ -1,1 +1,1 @@
-"""Storage servers for tests: ministack (fast), Ceph's S3 gateway (as real ones behave), and a proxy before either that breaks things."""
+"""Servers for tests: S3 by ministack (fast) and Ceph (as real ones behave), a proxy that breaks things; PostgreSQL, MLflow."""

@@ -56,10 +56,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def child(command: Sequence[str], environment: Mapping[str, str], said: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """The process, for the block; what it says goes to the file `said`."""
+def child(
+    command: Sequence[str], environment: Mapping[str, str], said: Path, *, user: str | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """The process, for the block, run by `user` if root starts it for one; what it says goes to the file `said`."""
     with said.open("wb") as output:
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, env=environment, user=user, **streams)
     try:
         yield process
     finally:

@@ -1,5 +1,5 @@
-"""Fixtures of the servers, and the rule of the tests that need Ceph: where it is not, they are left out in so many words, or with
-V2L_REQUIRE_CEPH=1 (CI) they fail."""
+"""Fixtures of the servers, and the rule of the tests that need Ceph or PostgreSQL: where it is not, they are left out in so many words,
+or with V2L_REQUIRE_CEPH=1 (CI) they fail."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -8,26 +8,32 @@ from typing import Any
 import pytest
 
 from tests.servers import ceph as ceph_programs
+from tests.servers import postgres as postgres_programs
 from tests.servers.ceph import ceph
 from tests.servers.child import S3Server
 from tests.servers.fault_proxy import FaultProxy, fault_proxy
 from tests.servers.ministack import ministack
+from tests.servers.postgres import postgres
 
-LEFT_OUT = pytest.StashKey[int]()
+NEEDED = {"ceph_server": (ceph_programs, "Ceph's S3 gateway", "make ceph"), "database": (postgres_programs, "PostgreSQL", "make postgres")}
+LEFT_OUT = pytest.StashKey[list[str]]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if ceph_programs.is_there() or os.environ.get("V2L_REQUIRE_CEPH"):
+    if os.environ.get("V2L_REQUIRE_CEPH"):
         return
-    needing = [item for item in items if "ceph_server" in getattr(item, "fixturenames", ())]
-    items[:] = [item for item in items if item not in needing]
-    config.hook.pytest_deselected(items=needing)
-    config.stash[LEFT_OUT] = len(needing)
+    config.stash[LEFT_OUT] = []
+    for fixture, (programs, name, fetched_by) in NEEDED.items():
+        needing = [item for item in items if fixture in getattr(item, "fixturenames", ())]
+        if needing and not programs.is_there():
+            items[:] = [item for item in items if item not in needing]
+            config.hook.pytest_deselected(items=needing)
+            config.stash[LEFT_OUT].append(f"{len(needing)} tests on {name}, which is not here (`{fetched_by}` fetches it on Debian)")
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if n := config.stash.get(LEFT_OUT, 0):
-        terminalreporter.write_line(f"LEFT OUT: {n} tests on Ceph's S3 gateway, which is not here (`make ceph` fetches it on Debian)")
+    for line in config.stash.get(LEFT_OUT, []):
+        terminalreporter.write_line(f"LEFT OUT: {line}")
 
 
 def _clear(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +51,13 @@ def ministack_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Ser
 def ceph_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with ceph(tmp_path_factory.mktemp("ceph")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def database() -> Iterator[str]:
+    """The address of a database on PostgreSQL, with user and password; tests must leave it as they need it."""
+    with postgres() as address:
+        yield address
 
 
 @pytest.fixture

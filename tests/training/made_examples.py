@@ -14,7 +14,8 @@ from infra.outputs import Output
 from infra.sets import examples_made, examples_set, hypernetwork_made, hypernetwork_output, targets_made, targets_set
 from infra.stage import Order
 from infra.storage import Table
-from training.batches import Example, decode_row, example
+from training.batches import Example, example
+from training.streams import READ, read_row
 from video2lora.tiny.build import build_model, build_tokenizer, save_vlm
 
 COLOURS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200), "white": (230, 230, 230)}
@@ -36,8 +37,13 @@ def a_row(number: int, *, split: str = "train", n_frames: int = 3) -> dict[str, 
     return {"video_id": f"video-{number:03d}", "version": "v", "split": split, "jpegs": jpegs, **times, "targets": targets}
 
 
-def an_example(number: int) -> Example:
-    return example(decode_row(a_row(number)))
+def an_example(number: int, *, n_frames: int = 3) -> Example:
+    return example(as_read(a_row(number, n_frames=n_frames)))
+
+
+def as_read(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of `examples` as workers get it."""
+    return dict.fromkeys(READ.names) | read_row(row)
 
 
 def fill(

@@ -51,11 +51,32 @@ def test_one_without_a_state_is_none_and_goes_with_the_old_ones(folder: str) -> 
     assert found is not None and found.step == 5
     for step in (10, 15):
         save(folder, step)
+    checkpoints.prune(folder, kept=2)
     assert folders(folder)[-1] == "step-00000015" and "step-00000005" not in folders(folder)
     found = checkpoints.latest(folder)
     assert found is not None and found.step == 15
     checkpoints.prune(folder, kept=1)
     assert folders(folder) == ["step-00000015"]
+
+
+def test_a_writer_keeps_the_last_ones_and_the_best(folder: str) -> None:
+    writer = checkpoints.Writer(folder, kept=2)
+    for step, best_step in ((5, None), (10, 10), (15, 10), (20, 10), (25, 10)):
+        writer.save(Hypernetwork(CONFIG, seed=step), {}, state={"step": step, "best_step": best_step}, metadata={})
+    writer.wait()
+    assert folders(folder) == ["step-00000010", "step-00000020", "step-00000025"]
+    best = checkpoints.of_step(folder, 10)
+    assert best is not None and checkpoints.of_step(folder, 5) is None
+    expected = Hypernetwork(CONFIG, seed=10).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in checkpoints.load(best)[0].state_dict().items())
+
+
+def test_what_a_thread_could_not_write_is_said_at_the_next_save(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where a folder should be")
+    writer = checkpoints.Writer(str(tmp_path / "checkpoints"), kept=2)
+    writer.save(Hypernetwork(CONFIG), {}, state={"step": 1, "best_step": None}, metadata={})
+    with pytest.raises(StorageError, match="cannot be written"):
+        writer.save(Hypernetwork(CONFIG), {}, state={"step": 2, "best_step": None}, metadata={})
 
 
 def test_a_changed_file_is_refused(folder: str) -> None:

@@ -11,6 +11,7 @@ from infra.config import TrainingSettings
 from training.engine import Engine, learning_rate
 
 N_STEPS, N_BEFORE = 5, 3
+STAGES = (0, 1, 2, 3)
 
 
 def settings_of(stage: int) -> TrainingSettings:
@@ -39,8 +40,8 @@ def plain(n_workers: int) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in module.named_parameters()}
 
 
-def in_a_worker(rank: int, n_workers: int, stage: int, folder: str) -> None:
-    """N_BEFORE steps, a new engine from the gathered state, the other steps; the first worker writes the weights down."""
+def in_a_worker(rank: int, n_workers: int, folder: str) -> None:
+    """At each stage N_BEFORE steps, a new engine from the gathered state, the other steps; the first worker writes the weights down."""
     import os
 
     os.environ["LOCAL_RANK"] = str(rank)
@@ -48,37 +49,34 @@ def in_a_worker(rank: int, n_workers: int, stage: int, folder: str) -> None:
 
     def some_steps(engine: Engine, steps: range) -> None:
         for step in steps:
-            engine.backward(engine.deepspeed(inputs(step, rank)).square().mean())
-            engine.update(step)
+            for part in inputs(step, rank).split((1, 2)):  # of 3 rows of 2 numbers
+                engine.backward(engine.deepspeed(part).square().sum() / 6, is_last=len(part) == 2)
+            engine.update(learning_rate(step, engine.settings))
 
-    def an_engine(weights: dict[str, torch.Tensor] | None) -> Engine:
+    for stage in STAGES:
+        first = Engine(a_module(), settings_of(stage))
+        some_steps(first, range(N_BEFORE))
         module = a_module()
-        if weights is not None:
-            module.load_state_dict(weights)
-        return Engine(module, settings_of(stage), videos_per_worker=3)
-
-    first = an_engine(None)
-    some_steps(first, range(N_BEFORE))
-    weights, moments = first.weights(), first.moments()
-    second = an_engine(weights)
-    second.restore(moments, step=N_BEFORE, loss=second.deepspeed(inputs(9, rank)).mean())
-    some_steps(second, range(N_BEFORE, N_STEPS))
-    found: dict[str, Any] = second.weights()
-    if rank == 0:
-        torch.save(found, f"{folder}/weights.pt")
+        module.load_state_dict(first.weights())
+        second = Engine(module, settings_of(stage))
+        second.restore(first.moments(), step=N_BEFORE, loss=second.deepspeed(inputs(9, rank)).mean())
+        some_steps(second, range(N_BEFORE, N_STEPS))
+        found: dict[str, Any] = second.weights()
+        if rank == 0:
+            torch.save(found, f"{folder}/{stage}.pt")
     torch.distributed.barrier()  # nobody leaves while another still listens
     os._exit(0)  # the work is done and written; gloo's threads, taken down with the interpreter, were seen to abort it
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_interrupted_training_equals_plain_torch(stage: int, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(in_a_worker, args=(2, stage, str(tmp_path)), nprocs=2)
-    found = torch.load(tmp_path / "weights.pt", weights_only=True)
+def test_interrupted_training_in_parts_equals_plain_torch(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(in_a_worker, args=(2, str(tmp_path)), nprocs=2)
     expected = plain(2)
-    assert found.keys() == expected.keys()
-    for name, weight in expected.items():
-        torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-5)
+    for stage in STAGES:
+        found = torch.load(tmp_path / f"{stage}.pt", weights_only=True)
+        assert found.keys() == expected.keys()
+        for name, weight in expected.items():
+            torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-5)
 
 
 def test_the_rate_warms_up_and_falls_to_zero() -> None:

@@ -1,22 +1,14 @@
-"""The stage: what it refuses, and (slow, with real Ray Train, DeepSpeed and MLflow) a training that is killed and continued."""
+"""The stage: what it refuses, and what it plans. How it goes on is in test_exact_resume.py."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from itertools import islice
 from pathlib import Path
 
 import pytest
-from made_examples import a_row, write_examples, write_vlm
+from made_examples import a_row, write_examples
 
 from infra.config import Recipe, Where, load_recipe
-from infra.errors import BadInputError, MadeFromOtherError
-from infra.outputs import Output
-from training import checkpoints, train
-from training.batches import HELD_BYTES
+from infra.errors import BadInputError
+from training import train
+from training.plan import plan
 
 SETTINGS = """
 vlm: {model: VLM}
@@ -57,10 +49,25 @@ def test_no_examples_no_training(recipe: Recipe, tmp_path: Path) -> None:
         train.run(recipe, Where(data=str(tmp_path)))
 
 
-def test_a_step_must_divide_among_the_workers(recipe: Recipe, where: Where) -> None:
-    with pytest.raises(BadInputError, match=r"training\.videos_per_step: got 5, expected a multiple of the 2 workers"):
-        train.run(with_training(recipe, videos_per_step=5), where)
-    assert not Path(where.data, "hypernetwork").exists()  # so the corrected recipe is not another one
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"videos_per_step": 1}, r"training\.videos_per_step: got 1, expected at least one for each of the 2 workers"),
+        ({"ce_weight": 0.0}, r"training\.ce_weight, training\.kl_weight: got 0 for both"),
+        ({"kl_weight": 1.0}, r"training\.kl_weight: needs the teacher's log-probabilities, and teacher\.logprobs is 0"),
+        ({"patience": 3}, r"training\.patience: waits for a better validation, so training\.select must be"),
+        ({"select": "exact_match", "validation_answers": 0}, r"exact_match needs answers, and training\.validation_answers is 0"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(recipe: Recipe, where: Where, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        train.run(with_training(recipe, **changes), where)
+    assert not Path(where.data, "hypernetworks").exists()
+
+
+def test_fewer_workers_than_there_may_be_are_refused(recipe: Recipe, where: Where) -> None:
+    with pytest.raises(BadInputError, match="VIDEO2LORA_TRAINING_MIN_WORKERS: got 3, expected at most 2"):
+        train.run(recipe, where.model_copy(update={"training_min_workers": 3}))
 
 
 def test_a_split_without_rows_is_refused(recipe: Recipe, tmp_path: Path) -> None:
@@ -69,75 +76,20 @@ def test_a_split_without_rows_is_refused(recipe: Recipe, tmp_path: Path) -> None
         train.run(recipe, Where(data=str(tmp_path / "data")))
 
 
-def test_a_large_split_streams(recipe: Recipe, where: Where) -> None:
+def test_a_choice_by_validation_needs_a_validation_split(recipe: Recipe, tmp_path: Path) -> None:
+    write_examples(recipe, str(tmp_path / "data"), [a_row(0), a_row(1)])
+    with pytest.raises(BadInputError, match="no example of the split `validation`"):
+        train.run(with_training(recipe, select="loss"), Where(data=str(tmp_path / "data")))
+
+
+def test_a_split_is_held_where_it_fits_and_streams_where_not(recipe: Recipe, where: Where) -> None:
     examples = train.examples_of(recipe, where)
-    assert train.plan(recipe, where, examples) == train.Plan(n_train=N_TRAIN, n_validation=N_VALIDATION, is_held=True)
-    edge_px = int((HELD_BYTES / (3 * N_TRAIN * 3)) ** 0.5) + 1
-    large = recipe.model_copy(update={"frames": recipe.frames.model_copy(update={"longest_edge_px": edge_px})})
-    assert not train.plan(large, where, examples).is_held
-    with pytest.raises(BadInputError, match="there are 9 training videos"):
-        train.plan(with_training(large, videos_per_step=10), where, examples)
-
-
-def start(recipe_file: Path, where: Where) -> "subprocess.Popen[str]":
-    environment = {
-        **os.environ,
-        "VIDEO2LORA_DATA": where.data,
-        "VIDEO2LORA_N_CPUS": "2",
-        "PYTHONPATH": str(Path(train.__file__).parents[1]),
-    }
-    command = [sys.executable, "-m", "training.train", str(recipe_file)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_killed_training_is_continued_and_complete_once(recipe: Recipe, recipe_file: Path, where: Where, tmp_path: Path) -> None:
-    write_vlm(tmp_path / "vlm")
-    folder = f"{where.data}/hypernetwork"
-    killed = start(recipe_file, where)
-    while (there := checkpoints.latest(f"{folder}/checkpoints")) is None and killed.poll() is None:
-        time.sleep(0.05)
-    killed.send_signal(signal.SIGKILL)
-    _, progress = killed.communicate()
-    assert there is not None and there.step < recipe.training.n_steps, progress
-    assert not Output(where.data, "hypernetwork").is_complete()
-
-    continued = start(recipe_file, where)
-    told, progress = continued.communicate()
-    assert continued.returncode == 0, progress
-    assert "going on from the checkpoint at step" in progress and "6 steps" in told and "1 examples rejected" in told
-    trained = "from the checkpoint at step 6" not in progress  # the killed driver's workers may have come that far before they ended
-    assert trained == ("video-001 left out: decode_error" in progress)
-
-    metadata = json.loads(Path(folder, "config.json").read_text())["metadata"]
-    assert metadata["step"] == 6 and metadata["made_from"]["inputs"]["examples"]["asked"] == {"stage": "test of examples"}
-    assert [step for step, _ in metadata["losses"]] == [1, 2, 3, 4, 5, 6] and list(metadata["rejected"]) == ["video-001"]
-    assert [(one["step"], one["n_targets"]) for one in metadata["validation"]] == [(4, 6), (6, 6)]
-    assert metadata["losses"][-1][1] < metadata["losses"][0][1]
-    check_tracking(recipe, where)
-
-    started = time.monotonic()
-    assert "nothing to do" in train.run(recipe, where) and time.monotonic() - started < 5
-    with pytest.raises(MadeFromOtherError, match=r"training\.n_steps: there 6, here 7"):
-        train.run(with_training(recipe, n_steps=7), where)
-
-
-def check_tracking(recipe: Recipe, where: Where) -> None:
-    """One MLflow run over both attempts, with the checkpoint."""
-    from mlflow import MlflowClient
-
-    from infra.tracking import open_run, tracking_uri
-
-    run, client = open_run(where, recipe), MlflowClient(tracking_uri=tracking_uri(where))
-    assert run is not None
-    run.end()
-    found = client.get_run(run.run_id)
-    assert len(client.search_runs([found.info.experiment_id])) == 1 and found.info.status == "FINISHED"
-    steps = {point.step for point in client.get_metric_history(run.run_id, "validation_loss")}
-    assert steps == {4, 6}  # whatever the killed driver heard of
-    files = {file.path for file in client.list_artifacts(run.run_id, "hypernetwork")}
-    assert files == {"hypernetwork/config.json", "hypernetwork/hypernetwork.safetensors"}
+    n_bytes = N_TRAIN * 3 * 31 * 31 * 3
+    for held_bytes, is_held in ((n_bytes, True), (n_bytes - 1, False)):
+        planned = plan(recipe, where.model_copy(update={"training_held_bytes": held_bytes}), examples)
+        assert planned.is_held == is_held and planned.train.n_rows == N_TRAIN and not planned.train.stored_tokens
+        assert planned.validation is not None and planned.validation.n_rows == N_VALIDATION
+    assert sorted(shard.address for shard in planned.train.shards) == sorted(examples.shards())
 
 
 @pytest.mark.slow
@@ -145,23 +97,3 @@ def test_what_only_workers_can_refuse_is_said_and_nothing_is_left(recipe: Recipe
     with pytest.raises(BadInputError, match=r"vlm\.model: got .*neither 'tiny', nor a model folder"):
         train.run(recipe, where)  # no VLM was written
     assert not Path(where.data, "hypernetwork", "made.json").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Exception in thread:pytest.PytestUnhandledThreadExceptionWarning")  # Ray Data, left in mid-epoch
-def test_a_streamed_split_comes_by_ray_data(recipe: Recipe, where: Where) -> None:
-    from infra.cluster import cluster
-    from training.batches import Batch, Share, StreamedExamples, build, read_all
-
-    rejected: list[dict[str, object]] = []
-    with cluster(where):
-        shards = train.examples_of(recipe, where).shards()
-        assert sorted(one.video_id for one in read_all(build(shards, "validation", seed=0).iterator(), rejected.append)) == [
-            f"video-{i:03d}" for i in range(N_TRAIN, N_TRAIN + N_VALIDATION)
-        ]
-        shard = build(shards, "train", seed=0).iterator()
-        streamed = StreamedExamples(shard, n_rows=N_TRAIN, seed=0, n_targets=2, on_reject=rejected.append)
-        batches: list[Batch] = list(islice(streamed.batches(Share(0, 1, 3), first_step=0), 6))
-    epochs = [[one.video_id for batch in part for one in batch.examples] for part in (batches[:3], batches[3:])]
-    assert all(sorted(epoch) == [f"video-{i:03d}" for i in range(N_TRAIN) if i != 1] for epoch in epochs)
-    assert [row["video_id"] for row in rejected] == ["video-001"] * 2

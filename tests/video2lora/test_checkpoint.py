@@ -25,6 +25,7 @@ CONFIG = HypernetworkConfig(
     d_head=17,
     scaling=1.5,
     normalise_features=True,
+    read_every=2,
 )
 
 
@@ -48,6 +49,11 @@ def test_what_is_read_generates_the_same_numbers_and_can_be_trained_on(folder: P
     features, mask = torch.randn(3, 2, 19, 7), torch.ones(3, 19, dtype=torch.bool)
     torch.testing.assert_close(read(features, mask).lora_a, Hypernetwork(CONFIG, seed=1)(features, mask).lora_a)
     assert all(parameter.requires_grad and parameter.is_leaf for parameter in read.parameters())
+
+
+def test_a_config_from_before_there_was_a_setting_is_as_published(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda config: config["hypernetwork"].pop("read_every"))
+    assert load_hypernetwork(folder).config == CONFIG.model_copy(update={"read_every": 1})
 
 
 def test_bf16_weights_stay_bf16(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +141,7 @@ def test_every_family_has_the_members_of_the_protocol(vlm: FrozenVLM) -> None:
     members = {name for name in [*Family.__annotations__, *vars(Family)] if not name.startswith("_")}
     assert members == {
         "model", "tokenizer", "layers_path", "end_token", "decoder", "image_token_id",
-        "frame_tokens", "video_prompt", "text_prompt", "target_text", "positions",
+        "frames_per_picture", "frame_tokens", "video_prompt", "text_prompt", "target_text", "positions",
     }  # fmt: skip
     family = vlm.family
     assert FAMILIES[type(family.model)] is type(family)
@@ -169,6 +170,32 @@ def test_every_family_keeps_the_protocols_promises(vlm: FrozenVLM) -> None:
     encoded = vlm.tokenizer.encode(family.target_text("left"), add_special_tokens=False)
     assert encoded[-1] == vlm.tokenizer.convert_tokens_to_ids(family.end_token)
     assert vlm.tokenizer.decode(encoded, skip_special_tokens=True).strip() == "left"
+
+
+def test_features_of_known_visual_tokens_need_no_picture_and_are_the_same_bits(vlm: FrozenVLM) -> None:
+    videos = [made_frames(5, seed=1), made_frames(2, interval_s=0.7, seed=2)]
+    bare = [replace(video, images=np.zeros((len(video.images), 0, 0, 3), np.uint8)) for video in videos]
+    for opens_answer in (False, True):
+        seen = vlm.features(videos, opens_answer=opens_answer)
+        known = vlm.features(bare, opens_answer=opens_answer, frame_tokens=vlm.frame_tokens(videos))
+        assert torch.equal(known.hidden, seen.hidden) and torch.equal(known.mask, seen.mask)
+    with pytest.raises(ValueError, match="those of the frames given"):
+        vlm.features(bare, frame_tokens=vlm.frame_tokens(videos[:1]))
+
+
+@pytest.mark.parametrize("newline", [False, True])
+def test_a_targets_tokens_may_be_those_that_another_wrote(vlm: FrozenVLM, newline: bool) -> None:
+    """However it ended: its end is ours."""
+    ids = vlm.target_ids("left left", newline=newline)
+    n_closing = len(vlm.target_ids("left left")) - len(words := vlm.target_ids("left left")[:-1])
+    assert n_closing == 1 and ids[: len(words)] == words
+    end = vlm.tokenizer.convert_tokens_to_ids(vlm.family.end_token)
+    for ending in ([], [end], [vlm.tokenizer.pad_token_id], [end, vlm.tokenizer.pad_token_id]):
+        assert vlm.target_ids([*words, *ending], newline=newline) == ids
+    text = vlm.family.text_prompt(QUESTIONS[0])
+    of_text, of_ids = (vlm.text_batch([text], [target], newline=newline) for target in ("left left", words))
+    assert of_text.labels is not None and of_ids.labels is not None
+    assert torch.equal(of_text.input_ids, of_ids.input_ids) and torch.equal(of_text.labels, of_ids.labels)
 
 
 def test_qwen_patches_are_those_of_transformers_processor(qwen: FrozenVLM) -> None:

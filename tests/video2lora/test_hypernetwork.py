@@ -161,6 +161,33 @@ def test_each_module_and_each_video_is_generated_by_itself() -> None:
         torch.testing.assert_close(lora.lora_b[name][video, layer, :, rank], row[d_in:] * head.scale_b[layer, rank])
 
 
+@pytest.mark.parametrize(("read_every", "read"), [(2, [1, 1, 3, 3, 4]), (3, [2, 2, 2, 4, 4]), (5, [4] * 5), (7, [4] * 5)])
+def test_layers_of_a_group_read_its_last_layer(read_every: int, read: list[int]) -> None:
+    """As the published network does when it is given that layer's features for each of them; with its gradients."""
+    config = SMALL.model_copy(update={"n_layers": 5})
+    features = torch.randn(2, 5, 29, config.d_vlm, generator=torch.Generator().manual_seed(3))
+    mask = torch.arange(29) >= torch.tensor([[0], [6]])
+    own, grouped = Hypernetwork(config), Hypernetwork(config.model_copy(update={"read_every": read_every}))
+    for parameter in own.parameters():
+        nn.init.normal_(parameter, generator=torch.Generator().manual_seed(parameter.numel()))
+    grouped.load_state_dict(own.state_dict())
+    expected, got = own(features[:, read], mask), grouped(features, mask)
+    torch.testing.assert_close((got.lora_a, got.lora_b), (expected.lora_a, expected.lora_b), rtol=1e-4, atol=1e-4)
+    for lora in (expected, got):
+        sum((b @ lora.lora_a[name]).square().mean() for name, b in lora.lora_b.items()).backward()
+    for (name, one), other in zip(grouped.named_parameters(), own.parameters(), strict=True):
+        if not name.startswith("static"):
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-3 * float(other.grad.abs().max()), msg=name)
+
+
+def test_the_perceiver_runs_once_for_each_layer_that_is_read() -> None:
+    made = Hypernetwork(SMALL.model_copy(update={"read_every": 2}))
+    seen: list[torch.Size] = []
+    made.perceiver.register_forward_hook(lambda _module, _inputs, latents: seen.append(latents.shape))
+    made(*small_inputs(batch=5))
+    assert seen == [(5 * 2, 2 * SMALL.r, SMALL.d_latent)]
+
+
 def test_normalised_features_forget_their_scale() -> None:
     made = Hypernetwork(SMALL.model_copy(update={"normalise_features": True})).requires_grad_(False)
     features, mask = small_inputs()
@@ -210,6 +237,7 @@ def test_features_of_another_vlm_are_refused() -> None:
         ({"target_modules": {}}, "target_modules"),
         ({"rank": 8}, "rank"),
         ({"r": 0}, "greater than 0"),
+        ({"read_every": 0}, "greater than 0"),
         ({"scaling": -1.0}, "greater than 0"),
     ],
 )

@@ -515,7 +515,7 @@ def test_defaults_are_the_published_values() -> None:
     published_values = {
         "r": 16, "n_latents": 8, "n_blocks": 9, "d_latent": 512, "n_heads": 16, "n_kv_heads": 4, "d_head": 128, "n_pre_head_blocks": 1,
         "scaling": None, "static_adapter": True, "normalise_features": False,
-        "opens_answer": False,
+        "opens_answer": False, "read_every": 1,
     }  # fmt: skip
     config = HypernetworkConfig(n_layers=2, d_vlm=3, target_modules={"down_proj": (5, 3)})
     assert config.model_dump(exclude={"n_layers", "d_vlm", "target_modules"}) == published_values

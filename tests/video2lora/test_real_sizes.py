@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks.models import SIZES, made_tokenizer, random_vlm, write_random_vlm
 from infra.config import load_recipe
-from training.worker import new_hypernetwork
+from training.models import new_hypernetwork
 from video2lora import prompts
 from video2lora.hypernetwork import Hypernetwork
 from video2lora.lora import adapted

@@ -1,0 +1,22 @@
+"""`mlflow server` over a database, for a block: 10 s to start, most of it imports."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.servers.child import child, listens, until
+
+
+@contextmanager
+def mlflow_server(database: str, *, port: int, folder: Path) -> Iterator[None]:
+    """Listens on the port; artifacts and what it says lie in the folder. Raises RuntimeError if it does not start."""
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts")]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    with child(command, environment, folder / "said") as process:
+        until(lambda: listens(f"http://127.0.0.1:{port}"), process, folder / "said", timeout_s=120)
+        yield

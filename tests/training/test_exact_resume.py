@@ -1,0 +1,196 @@
+"""A training that is killed, terminated, or goes on by other workers takes the very steps of an undisturbed one.
+
+The losses of all steps are compared, which each depend on all weights and on all data before: to the bit where as many workers go on,
+within 1e-4 where it is another number of them or another ZeRO stage (sums are then taken in another order).
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from made_examples import a_row, write_examples, write_vlm
+from mlflow import MlflowClient
+
+from infra.cluster import cluster
+from infra.config import Recipe, Where, load_recipe
+from infra.errors import StageFailedError, TerminatedError
+from infra.tracking import tracking_uri
+from training import checkpoints, train
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+SETTINGS = """
+vlm: {model: VLM}
+frames: {sampling: {policy: uniform, n_frames: 3}, longest_edge_px: 31}
+hypernetwork: {r: 2, n_latents: 3, n_blocks: 1, d_latent: 16, n_heads: 2, n_kv_heads: 1, d_head: 8, normalise_features: true}
+training:
+  {n_steps: 60, videos_per_step: 5, targets_per_video: 2, max_chunks: 2, lr: 3.0e-3, checkpoint_every: 5, validate_every: 30}
+answer: {max_new_tokens: 3}
+"""
+N_TRAIN, N_VALIDATION = 13, 3
+N_STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("recipe")
+    write_vlm(folder / "vlm")
+    (folder / "recipe.yaml").write_text(SETTINGS.replace("VLM", str(folder / "vlm")))
+    return str(folder / "recipe.yaml")
+
+
+@pytest.fixture(scope="module")
+def recipe(recipe_file: str) -> Recipe:
+    return load_recipe(recipe_file)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray() -> Iterator[None]:
+    with cluster(Where(n_cpus=2)):
+        yield
+
+
+def a_place(folder: Path, recipe: Recipe) -> Where:
+    """A data folder with examples, of which one cannot be decoded."""
+    rows = [a_row(i, split="train" if i < N_TRAIN else "validation") for i in range(N_TRAIN + N_VALIDATION)]
+    rows[1]["jpegs"][2] = b"no picture"
+    write_examples(recipe, str(folder), rows)
+    return Where(data=str(folder), n_cpus=2)
+
+
+def checkpoints_of(recipe: Recipe, where: Where) -> str:
+    return f"{train.hypernetwork_output(recipe, train.examples_of(recipe, where)).folder}/checkpoints"
+
+
+def losses(recipe: Recipe, where: Where) -> list[float]:
+    last = checkpoints.latest(checkpoints_of(recipe, where))
+    assert last is not None and last.step == recipe.training.n_steps == len(last.state["losses"])
+    return list(last.state["losses"])
+
+
+@contextmanager
+def at_a_step(recipe: Recipe, where: Where, do: Callable[[], Any], *, after: int) -> Iterator[None]:
+    """Inside, `do` once: a little after there is a checkpoint behind `after`."""
+    folder = checkpoints_of(recipe, where)
+
+    def watch() -> None:
+        while (there := checkpoints.latest(folder)) is None or there.step <= after:
+            time.sleep(0.02)
+        time.sleep(random.random() * 0.3)
+        do()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    yield
+    watcher.join()
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def kill_a_worker(signal_number: int) -> None:
+    workers = [one for one in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(one.cmdline())]
+    random.choice(workers).send_signal(signal_number)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    where = a_place(tmp_path_factory.mktemp("held"), recipe)
+    train.run(recipe, where)
+    return losses(recipe, where)
+
+
+@pytest.fixture(scope="module")
+def killed(recipe: Recipe, recipe_file: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder of a driver that was killed in the middle."""
+    where = a_place(tmp_path_factory.mktemp("killed"), recipe)
+    environment = {**os.environ, "VIDEO2LORA_DATA": where.data, "PYTHONPATH": str(Path(train.__file__).parents[1])}
+    command = [sys.executable, "-m", "training.train", recipe_file]
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with at_a_step(recipe, where, driver.kill, after=5):
+        _, progress = driver.communicate()
+    assert driver.returncode == -signal.SIGKILL, progress
+    time.sleep(3)  # its workers notice, and end
+    return Path(where.data)
+
+
+def test_a_killed_driver_is_continued_in_one_run(recipe: Recipe, undisturbed: list[float], killed: Path, tmp_path: Path) -> None:
+    where = Where(data=str(shutil.copytree(killed, tmp_path / "data")), n_cpus=2)
+    told = train.run(recipe, where)
+    assert losses(recipe, where) == undisturbed
+    assert f"{N_STEPS} steps" in told and "1 examples rejected" in told
+    assert "nothing to do" in train.run(recipe, where)
+
+    output = train.hypernetwork_output(recipe, train.examples_of(recipe, where))
+    metadata = json.loads(Path(output.folder, "config.json").read_text())["metadata"]
+    assert metadata["step"] == N_STEPS == metadata["losses"][-1][0] and list(metadata["rejected"]) == ["video-001"]
+    assert metadata["made_from"]["inputs"]["examples"]["asked"] == {"stage": "test of examples"}
+    assert [(one["step"], one["n_targets"], one["n_answered"]) for one in metadata["validation"]] == [(30, 6, 6), (60, 6, 6)]
+    check_tracking(where, undisturbed)
+
+
+def check_tracking(where: Where, expected: list[float]) -> None:
+    """One MLflow run over both attempts, with every step's loss, the network, and its entry in the registry."""
+    client = MlflowClient(tracking_uri=tracking_uri(where))
+    (run,) = client.search_runs([client.get_experiment_by_name("training").experiment_id])
+    assert run.info.status == "FINISHED" and run.data.params["training.n_steps"] == str(N_STEPS)
+    found = {point.step: point.value for point in client.get_metric_history(run.info.run_id, "loss")}
+    assert [found[step + 1] for step in range(len(expected))] == expected
+    assert {point.step for point in client.get_metric_history(run.info.run_id, "validation_blind_token_f1")} == {30, 60}
+    names = {"grad_norm", "lr", "targets_per_s", "tokens_per_s", "data_wait_share", "floor_share", "memory_bytes"}
+    assert names <= run.data.metrics.keys()
+    files = {file.path for file in client.list_artifacts(run.info.run_id, "hypernetwork")}
+    assert files == {"hypernetwork/config.json", "hypernetwork/hypernetwork.safetensors"}
+    (version,) = client.search_model_versions("name = 'video2lora-vlm'")
+    assert version.run_id == run.info.run_id and any("examples" in tag for tag in version.tags)
+
+
+def test_workers_lost_are_replaced_and_nothing_changes(
+    recipe: Recipe, undisturbed: list[float], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    where = a_place(tmp_path, recipe)
+    with (
+        at_a_step(recipe, where, lambda: kill_a_worker(signal.SIGKILL), after=5),
+        at_a_step(recipe, where, lambda: kill_a_worker(signal.SIGTERM), after=25),
+    ):
+        train.run(recipe, where)
+    assert losses(recipe, where) == undisturbed
+    told = capfd.readouterr().err
+    assert told.count("workers were lost and started again behind step") == 2
+    assert told.count("a worker or its node is going away") == 1
+
+
+def test_other_workers_and_other_zero_stages_go_on_from_the_same_checkpoints(
+    recipe: Recipe, undisturbed: list[float], killed: Path, tmp_path: Path
+) -> None:
+    """2 workers and ZeRO 1, whose driver was killed, then 1 and ZeRO 2, then 2 and ZeRO 3, then 1 and ZeRO 1 with one video at a time."""
+    where = Where(data=str(shutil.copytree(killed, tmp_path / "data")), n_cpus=2)
+    for after, n_workers, stage in ((20, 1, 2), (40, 2, 3)):
+        changed = recipe.model_copy(update={"training": recipe.training.model_copy(update={"zero_stage": stage})})
+        with at_a_step(recipe, where, terminate, after=after), pytest.raises(TerminatedError, match=r"terminated; \d+ steps are saved"):
+            train.run(changed, where.model_copy(update={"training_workers": n_workers}))
+    train.run(recipe, where.model_copy(update={"training_workers": 1, "training_videos_at_once": 1}))
+    assert losses(recipe, where) == pytest.approx(undisturbed, rel=1e-4)
+
+
+def test_a_loss_that_is_none_ends_it_and_names_the_videos(recipe: Recipe, tmp_path: Path) -> None:
+    wild = recipe.model_copy(update={"training": recipe.training.model_copy(update={"lr": 1e30})})
+    where = a_place(tmp_path, wild)
+    with pytest.raises(StageFailedError, match=r"stopped at step \d+: (loss|gradient norm) (nan|inf)\. Of its \d videos .* video-0\d\d \("):
+        train.run(wild, where)
+    (kept,) = (tmp_path / "hypernetworks").rglob("stopped/*.json")
+    facts = json.loads(kept.read_text())
+    assert facts["step"] == len(facts["losses_before"]) and 4 <= len(facts["videos"]) <= 5
