@@ -28,6 +28,7 @@ class History:
     losses: list[float] = field(default_factory=list)
     at_ms: list[int] = field(default_factory=list)  # when each step was done, since 1970
     seconds: dict[str, float] = field(default_factory=dict)  # of the first worker, by part of its work
+    rejected: dict[str, str] = field(default_factory=dict)  # why a video trains nothing
     validation: list[Score] = field(default_factory=list)
     blind: Score | None = None  # exact_match and token_f1 without any adapter: the same at every step
     best_step: int | None = None  # by the setting `select`; None where that is `last`

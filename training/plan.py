@@ -39,10 +39,13 @@ def plan(recipe: Recipe, where: Where, examples: Table, *, visual_tokens: Table 
 
 def _source(rows: pa.Table, examples: Table, recipe: Recipe, split: str, visual_tokens: Table | None) -> Source:
     keys = EXAMPLES.keys_of(rows.filter(pc.equal(rows["split"], split))).to_pylist()
+    video_ids = [key.split("/")[0] for key in keys]
+    stored = {} if visual_tokens is None else token_files(visual_tokens, video_ids)
+    file_of = {video_id: file for file, of_file in stored.items() for video_id in of_file}
     shards = []
     for address, of_shard in sorted(examples.shards_of(keys).items(), key=lambda one: min(one[1])):  # their names are drawn
-        files = () if visual_tokens is None else tuple(token_files(visual_tokens, [key.split("/")[0] for key in of_shard]))
-        shards.append(Shard(address, len(of_shard), files))
+        files = {file_of[video_id] for key in of_shard if (video_id := key.split("/")[0]) in file_of}
+        shards.append(Shard(address, len(of_shard), tuple(sorted(files))))
     return Source(tuple(shards), split, recipe.training.tasks, stored_tokens=visual_tokens is not None)
 
 

@@ -84,14 +84,13 @@ class Worker:
         self.job, self.settings = job, job.recipe.training
         self.rank, self.n_workers = context.get_world_rank(), context.get_world_size()
         self.share = Share(self.rank, self.n_workers, self.settings.videos_per_step)
-        self.rejected = dict[str, str]()
         self.n_parts = -(-self.share.per_step // (self.n_workers * (job.videos_at_once or self.share.per_step)))
         self.in_step = list[Loss]()  # this worker's videos of the present step
         self.device = ray.train.torch.get_device()
         self.vlm = frozen_vlm(job.recipe, device=str(self.device))
         checkpoint = checkpoints.latest(f"{job.folder}/checkpoints")
         self.history = History.of(checkpoint.state) if checkpoint else History()
-        self.clock = Clock(self.history.seconds)
+        self.clock, self.rejected = Clock(self.history.seconds), self.history.rejected
         hypernetwork, moments = checkpoints.load(checkpoint) if checkpoint else (new_hypernetwork(job.recipe, self.vlm), None)
         hypernetwork.perceiver.checkpoint_projection = self.device.type == "cuda"  # there it is memory that limits the batch
         self.student = TargetLoss(hypernetwork.to(self.device), self.vlm, dtype=self.settings.dtype)
@@ -197,7 +196,7 @@ class Worker:
         with self.clock.part("data"):
             batch = next(self.batches)
         n_targets, *n_asked = self.summed([batch.n_targets, *astuple(asked)])
-        learnt = self.backward(batch, n_targets=n_targets)
+        learnt = self.backward(batch, n_targets=max(1.0, n_targets))  # 0 where no worker has a video that can be used
         lr = learning_rate(self.history.step, self.settings)
         with self.clock.part("update"):
             grad_norm = self.engine.update(lr)
@@ -229,14 +228,20 @@ class Worker:
 
     def all_in_step(self) -> list[Loss]:
         """Every worker's videos of the present step. All workers must call it together."""
-        found: list[list[Loss] | None] = [None] * self.n_workers
-        torch.distributed.all_gather_object(found, self.in_step)
-        return [one for of_worker in found for one in of_worker or []]
+        return [one for of_worker in self.gathered(self.in_step) for one in of_worker]
+
+    def gathered(self, mine: Any) -> list[Any]:
+        """What each worker gives, by rank. All workers must call it together."""
+        found = [None] * self.n_workers
+        torch.distributed.all_gather_object(found, mine)
+        return found
 
     def save(self) -> None:
         """Gather the state on all workers; a thread of the first one writes it."""
         with self.clock.part("checkpoint"):
             weights, moments = self.engine.weights(), self.engine.moments()
+            for rejected in self.gathered(self.rejected):  # of a stream, each worker sees its own rows alone
+                self.rejected.update(rejected)
             if self.rank == 0:
                 hypernetwork = with_weights(self.student.hypernetwork.config, weights)
                 self.writer.save(hypernetwork, moments, state=self.history.state(), metadata=self.metadata())
