@@ -153,7 +153,7 @@ def as_frames(row: Row) -> Frames:
 
 
 def build(source: Source, order: Sequence[Window]) -> "ray.data.Dataset":
-    """Windows -> rows of READ in the windows' order, one to a block."""
+    """Windows -> rows of READ in the windows' order."""
     import ray
     import ray.data
 
@@ -161,9 +161,7 @@ def build(source: Source, order: Sequence[Window]) -> "ray.data.Dataset":
     ds = ray.data.from_blocks([pa.table({"window": [json.dumps(asdict(window))]}) for window in order])
     at_once = ray.data.TaskPoolStrategy(size=max(2, int(ray.cluster_resources().get("CPU", 0.0)) // 2))
     options = {"num_cpus": DECODE_CPUS, "compute": at_once, "fn_kwargs": {"source": source}}
-    ds = ds.map_batches(_read, batch_size=None, batch_format="pyarrow", **options)
-    # 2. blocks of one row, n to n: what `streaming_split` deals out in turn. The order is kept by `preserve_order`, which the reader sets.
-    return ds.repartition(target_num_rows_per_block=1)
+    return ds.map_batches(_read, batch_size=None, batch_format="pyarrow", **options)
 
 
 def whole(source: Source) -> "ray.data.Dataset":
@@ -172,8 +170,13 @@ def whole(source: Source) -> "ray.data.Dataset":
 
 
 def stream(source: Source, *, seed: int, first_place: int, n_places: int) -> "ray.data.Dataset":
-    """The places from `first_place` on, at least as many as are asked for. Splits end with the shortest: ask for one more per worker."""
-    return build(source, list(windows(source, seed=seed, first_place=first_place, n_places=n_places)))
+    """The places from `first_place` on, at least as many as are asked for, one to a block: `streaming_split` deals blocks out in turn,
+    in an order that is kept by `preserve_order`, which the reader sets. Splits end with the shortest: ask for one more per worker.
+    """
+    ds = build(source, list(windows(source, seed=seed, first_place=first_place, n_places=n_places)))
+    # Any row is larger. `repartition` does the same by tasks of a whole CPU: where workers leave no node so much, it waits for ever.
+    ds.context.target_max_block_size = 1
+    return ds
 
 
 def _read(block: pa.Table, source: Source) -> Iterator[pa.Table]:

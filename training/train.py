@@ -267,8 +267,9 @@ def _shares(where: Where) -> tuple[float, int]:
     import ray
 
     nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    nodes = [cores for cores in nodes if cores > 0]
     per_node = math.ceil(where.training_workers / len(nodes))
-    n_cores = min(cores for cores in nodes if cores > 0)
+    n_cores = min(nodes)
     return min(1.0, RESERVED * sum(nodes) / where.training_workers), max(1, int(n_cores) // per_node)
 
 

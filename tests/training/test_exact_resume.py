@@ -11,44 +11,26 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
-from made_examples import a_row, write_examples, write_vlm
+from disturbed import N_STEPS, a_place, at_a_step, losses, workers, write_recipe
 from mlflow import MlflowClient
 
 from infra.cluster import cluster
 from infra.config import Recipe, Where, load_recipe
 from infra.errors import StageFailedError, TerminatedError
 from infra.tracking import tracking_uri
-from training import checkpoints, train
+from training import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
-SETTINGS = """
-vlm: {model: VLM}
-frames: {sampling: {policy: uniform, n_frames: 3}, longest_edge_px: 31}
-hypernetwork: {r: 2, n_latents: 3, n_blocks: 1, d_latent: 16, n_heads: 2, n_kv_heads: 1, d_head: 8, normalise_features: true}
-training:
-  {n_steps: 60, videos_per_step: 5, targets_per_video: 2, max_chunks: 2, lr: 3.0e-3, checkpoint_every: 5, validate_every: 30}
-answer: {max_new_tokens: 3}
-"""
-N_TRAIN, N_VALIDATION = 13, 3
-N_STEPS = 60
 
 
 @pytest.fixture(scope="module")
 def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("recipe")
-    write_vlm(folder / "vlm")
-    (folder / "recipe.yaml").write_text(SETTINGS.replace("VLM", str(folder / "vlm")))
-    return str(folder / "recipe.yaml")
+    return write_recipe(tmp_path_factory.mktemp("recipe"))
 
 
 @pytest.fixture(scope="module")
@@ -62,48 +44,12 @@ def one_ray() -> Iterator[None]:
         yield
 
 
-def a_place(folder: Path, recipe: Recipe) -> Where:
-    """A data folder with examples, of which one cannot be decoded."""
-    rows = [a_row(i, split="train" if i < N_TRAIN else "validation") for i in range(N_TRAIN + N_VALIDATION)]
-    rows[1]["jpegs"][2] = b"no picture"
-    write_examples(recipe, str(folder), rows)
-    return Where(data=str(folder), n_cpus=2)
-
-
-def checkpoints_of(recipe: Recipe, where: Where) -> str:
-    return f"{train.hypernetwork_output(recipe, train.examples_of(recipe, where)).folder}/checkpoints"
-
-
-def losses(recipe: Recipe, where: Where) -> list[float]:
-    last = checkpoints.latest(checkpoints_of(recipe, where))
-    assert last is not None and last.step == recipe.training.n_steps == len(last.state["losses"])
-    return list(last.state["losses"])
-
-
-@contextmanager
-def at_a_step(recipe: Recipe, where: Where, do: Callable[[], Any], *, after: int) -> Iterator[None]:
-    """Inside, `do` once: a little after there is a checkpoint behind `after`."""
-    folder = checkpoints_of(recipe, where)
-
-    def watch() -> None:
-        while (there := checkpoints.latest(folder)) is None or there.step <= after:
-            time.sleep(0.02)
-        time.sleep(random.random() * 0.3)
-        do()
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    yield
-    watcher.join()
-
-
 def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def kill_a_worker(signal_number: int) -> None:
-    workers = [one for one in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(one.cmdline())]
-    random.choice(workers).send_signal(signal_number)
+    random.choice(workers()).send_signal(signal_number)
 
 
 @pytest.fixture(scope="module")

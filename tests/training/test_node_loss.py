@@ -1,0 +1,57 @@
+"""A node of the cluster is killed with all that runs on it, in the middle of a training whose examples stream.
+
+All losses are compared with those of the undisturbed training: to the bit where a third node takes its place, within 1e-4 where there is
+none and, by the elastic range, fewer workers go on.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from disturbed import a_place, at_a_step, losses, workers, write_recipe
+
+from infra.cluster import cluster
+from infra.config import Recipe, Where, load_recipe
+from tests.faults.scenario import ray_nodes
+from training import train
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    """A head without CPUs, which the driver is on, and three nodes of one."""
+    with ray_nodes(0, 1, 1, 1) as found, cluster(Where(ray_address=found.address)):
+        yield found
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    return load_recipe(write_recipe(tmp_path_factory.mktemp("recipe")))
+
+
+def streaming(folder: Path, recipe: Recipe, nodes: Any) -> Where:
+    return a_place(folder, recipe).model_copy(update={"ray_address": nodes.address, "training_held_bytes": 0})
+
+
+def kill_a_node(nodes: Any) -> None:
+    """One that a training worker is on."""
+    at_work = {one.ppid() for one in workers()}
+    victim = next(node for node in nodes.worker_nodes if node.all_processes["raylet"][0].process.pid in at_work)
+    nodes.remove_node(victim, allow_graceful=False)
+
+
+def test_a_killed_node_costs_steps_and_changes_nothing(
+    recipe: Recipe, nodes: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed = streaming(tmp_path / "undisturbed", recipe, nodes)
+    train.run(recipe, undisturbed)
+    expected = losses(recipe, undisturbed)
+
+    for name, least, tolerance in (("replaced", None, 0.0), ("elastic", 1, 1e-4)):
+        where = streaming(tmp_path / name, recipe, nodes).model_copy(update={"training_min_workers": least})
+        with at_a_step(recipe, where, lambda: kill_a_node(nodes), after=5):
+            train.run(recipe, where)
+        assert losses(recipe, where) == pytest.approx(expected, rel=tolerance, abs=0.0)
+        assert "workers were lost and started again behind step" in capfd.readouterr().err
