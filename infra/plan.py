@@ -41,14 +41,17 @@ def plan(source: str | None, recipe: Recipe, where: Where) -> Facts:
     order, per_video = _targets(recipe, where, videos, expected)
     targets = _counted(order, is_exact=frames["is_exact"] and not frames["left"])
     examples = _examples(recipe, where, targets, expected)
-    for stage, n_more in ((frames, n_new), (targets, round(n_new * per_video)), (examples, n_new)):
+    stages = [frames, targets, examples]
+    for stage, n_more in zip(stages, (n_new, round(n_new * per_video), n_new), strict=True):
         stage["n_more"] = n_more
+    if recipe.training.visual_tokens == "stored":
+        stages.append(_visual_tokens(recipe, where, examples, videos, expected) | {"n_more": n_new})
     n_prompts = len(targets["left"]) + targets["n_more"]
     return {
         "root": where.data,
         "source": survey,
         "videos": {"known": len(videos), "done": len(frames["done"]), "rejected": table.n_rejects()},
-        "stages": [{name: value for name, value in one.items() if name not in ("done", "left")} for one in (frames, targets, examples)],
+        "stages": [{name: value for name, value in one.items() if name not in ("done", "left")} for one in stages],
         "reads": {"manifest_bytes": survey["n_bytes_to_read"] if survey else 0, **_bytes(where.data, videos, frames["left"])},
         "teacher": teacher_cost(order, recipe, where, n_prompts=n_prompts) | {"is_exact": targets["is_exact"] and not n_new},
     }
@@ -123,6 +126,20 @@ def _examples(recipe: Recipe, where: Where, targets: Facts, video_ids: list[str]
     n_obsolete = len(live) - len(done)
     counts = {"n_wanted": len(video_ids), "n_done": len(done), "n_rejected": 0, "n_pending": len(video_ids) - len(done)}
     return {"stage": table.name, "set": table.set, "is_exact": False, **counts, "n_obsolete": n_obsolete}
+
+
+def _visual_tokens(recipe: Recipe, where: Where, examples: Facts, videos: pa.Table, video_ids: list[str]) -> Facts:
+    """As the stage has it; while examples are pending, one for each video of the splits that it encodes."""
+    stage = importlib.import_module(jobs.STAGES["encode"])
+    if examples["is_exact"] and not examples["n_pending"]:
+        try:
+            return _counted(stage.order(recipe, where), is_exact=True)
+        except BadInputError:  # the examples' books are still open
+            pass
+    encoded = pc.is_in(videos["split"], value_set=pa.array(stage.SPLITS))
+    expected = pc.is_in(videos["video_id"], value_set=pa.array(video_ids, pa.string()))
+    wanted = sorted(set(videos.filter(pc.and_(encoded, expected))["video_id"].to_pylist()))
+    return _counted(Order(stage.table_of(recipe, where), {}, wanted), is_exact=False)
 
 
 def _counted(order: Order, *, is_exact: bool) -> Facts:

@@ -2,9 +2,9 @@
 
 Command  video2lora retry --reason unfinished_target
 
-Of the recipe's sets of frames, targets and examples: rejects of a table whose books are closed no longer count from now on, and the stage
-makes their rows as it makes new ones. What was pending before is made too. Stages with nothing pending are not run, though they may have
-new input: that is said, for a teacher costs money.
+Of the recipe's sets of frames, targets, examples and, where it has them stored, visual tokens: rejects of a table whose books are closed
+no longer count from now on, and the stage makes their rows as it makes new ones. What was pending before is made too. Stages with nothing
+pending are not run, though they may have new input: that is said, for a teacher costs money.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from infra.errors import BadInputError
 from infra.progress import say
 from infra.storage import Table
 
-STAGES = ("frames", "targets", "examples")
+STAGES = ("frames", "targets", "examples", "encode")
 
 
 def run(recipe: Recipe, where: Where, *, reason: str | None = None, stage: str | None = None) -> None:
@@ -38,22 +38,31 @@ def run(recipe: Recipe, where: Where, *, reason: str | None = None, stage: str |
         print(jobs.stage(name).run(recipe, where))
     if not pending:
         print("nothing to try again" + (f" of reason {reason}" if reason else ""))
-    elif pending[-1] != STAGES[-1]:
-        following = STAGES[STAGES.index(pending[-1]) + 1 :]
+        return
+    of_recipe = STAGES if _stores_tokens(recipe) else STAGES[:-1]
+    if following := of_recipe[of_recipe.index(pending[-1]) + 1 :]:
         print(f"to take in what is new there: {', '.join(f'`video2lora {one}`' for one in following)}")
 
 
 def tables_of_recipe(recipe: Recipe, root: str) -> dict[str, Table]:
-    """The recipe's table of each stage, where a run has begun it; of targets, the ones begun last of this teacher's name."""
+    """The recipe's table of each stage, where a run has begun it; of several weights of a model's name, the ones begun last."""
     found = {"frames": sets.frames_set(recipe, root)}
-    asked = sets.targets_made(recipe, weights="")
-    targets = [table for table, made in sets.sets_of(root, "targets") if {**made, "weights": ""} == asked]
-    begun = [(table.state().begun, table) for table in targets]
-    last = max(((one["at"], table.set, table) for one, table in begun if one is not None), default=None)
-    if last is not None:
-        found["targets"] = last[-1]
-        found["examples"] = sets.examples_set(recipe, last[-1])
+    if targets := _begun_last(sets.begun_targets(recipe, root)):
+        found["targets"] = targets
+        found["examples"] = sets.examples_set(recipe, targets)
+    if _stores_tokens(recipe) and (tokens := _begun_last(sets.begun_visual_tokens(recipe, root))):
+        found["encode"] = tokens
     return {name: table for name, table in found.items() if table.state().begun is not None}
+
+
+def _stores_tokens(recipe: Recipe) -> bool:
+    return recipe.training.visual_tokens == "stored"
+
+
+def _begun_last(tables: list[Table]) -> Table | None:
+    begun = [(table.state().begun, table) for table in tables]
+    last = max(((one["at"], table.set, table) for one, table in begun if one is not None), default=None)
+    return None if last is None else last[-1]
 
 
 def n_pending(table: Table) -> int:

@@ -56,13 +56,19 @@ def targets_set(recipe: Recipe, root: str, *, weights: str) -> Table:
     return _table(root, "targets", _basename(recipe.teacher.model), targets_made(recipe, weights=weights))
 
 
+def begun_targets(recipe: Recipe, root: str) -> list[Table]:
+    """The recipe's targets by whichever weights of the teacher's name."""
+    asked = targets_made(recipe, weights="")
+    return [table for table, made in sets_of(root, "targets") if {**made, "weights": ""} == asked]
+
+
 def made_targets(recipe: Recipe, root: str) -> Table:
     """The recipe's targets where they are finished already; of several weights of one name, those finished last.
 
     Raises BadInputError where there are none.
     """
     found = []
-    for table in _begun_targets(recipe, root):
+    for table in begun_targets(recipe, root):
         state = table.state()
         if state.completed is not None and state.is_complete:
             found.append((state.completed["at"], table))
@@ -91,6 +97,14 @@ def visual_tokens_set(recipe: Recipe, root: str, *, weights: str) -> Table:
     return _table(root, "visual_tokens", _basename(recipe.vlm.model), visual_tokens_made(recipe, weights=weights))
 
 
+def begun_visual_tokens(recipe: Recipe, root: str) -> list[Table]:
+    """The recipe's visual tokens by whichever weights of the VLM's name."""
+    mine = visual_tokens_set(recipe, root, weights="").set.rsplit("-", 1)[0]
+    asked = visual_tokens_made(recipe, weights="")
+    found = [(table, {**made, "vlm": {**made["vlm"], "weights": ""}}) for table, made in sets_of(root, "visual_tokens")]
+    return [table for table, made in found if made == asked and table.set.rsplit("-", 1)[0] == mine]
+
+
 def hypernetwork_made(recipe: Recipe, examples: Table) -> Made:
     """What a hypernetwork depends on: all but how its training is run. Raises BadInputError if the examples are not complete."""
     training = recipe.training.model_dump(mode="json", exclude=set(HOW))
@@ -114,7 +128,7 @@ def trained_hypernetwork(recipe: Recipe, root: str) -> Output:
     Raises BadInputError where there is none.
     """
     asked = recipe.section("vlm", "hypernetwork") | {"training": recipe.training.model_dump(mode="json", exclude=set(HOW))}
-    examples = {examples_set(recipe, targets).set for targets in _begun_targets(recipe, root)}
+    examples = {examples_set(recipe, targets).set for targets in begun_targets(recipe, root)}
     found = []
     for output in hypernetworks_of(root):
         at, made = output.completed_at(), read_json(f"{output.folder}/made.json")
@@ -156,12 +170,6 @@ def tables_of(root: str) -> list[Table]:
     for name in ("scenes", "frames", "targets", "examples", "visual_tokens", "answers"):
         found += [table for table, _ in sets_of(root, name)]
     return [table for table in found if table.state().begun is not None]
-
-
-def _begun_targets(recipe: Recipe, root: str) -> list[Table]:
-    """The recipe's targets by whichever weights of the teacher's name."""
-    asked = targets_made(recipe, weights="")
-    return [table for table, made in sets_of(root, "targets") if {**made, "weights": ""} == asked]
 
 
 def _basename(model: str) -> str:

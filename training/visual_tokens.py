@@ -175,22 +175,26 @@ def table_of(recipe: Recipe, where: Where) -> Table:
     return visual_tokens_set(recipe, where.data, weights=_weights(recipe))
 
 
-def asked(recipe: Recipe, where: Where) -> dict[str, Any]:
-    """What the stage is asked for. Raises BadInputError where the examples are not complete."""
-    return {"inputs": {"examples": _examples(recipe, where).made_from()}}
+def order(recipe: Recipe, where: Where) -> Order:
+    """What the stage is to make. Raises BadInputError where the examples are not complete."""
+    weights, examples = _weights(recipe), _examples(recipe, where)
+    asked = {"inputs": {"examples": examples.made_from()}}
+    rows = examples.read(["video_id", "split"])
+    wanted = rows.filter(pc.is_in(rows["split"], value_set=pa.array(SPLITS)))["video_id"].to_pylist()
+    tokens = visual_tokens_set(recipe, where.data, weights=weights)
+    return Order(tokens, asked, sorted(wanted), visual_tokens_made(recipe, weights=weights))
 
 
 def run(recipe: Recipe, where: Where) -> str:
     """Raises BadInputError, StorageError, RowsLostError, StageFailedError, SupersededError."""
-    weights, wish = _weights(recipe), asked(recipe, where)
-    tokens = visual_tokens_set(recipe, where.data, weights=weights)
-    if tokens.finished(wish):
+    ordered = order(recipe, where)
+    tokens = ordered.table
+    if tokens.finished(ordered.asked):
         say(f"encode: {tokens.folder} is complete, nothing to do")
         return summary(tokens)
+    attempt = ordered.begin()
     examples = _examples(recipe, where)
-    rows = examples.read(["video_id", "version", "split"])
-    rows = rows.filter(pc.is_in(rows["split"], value_set=pa.array(SPLITS)))
-    attempt = Order(tokens, wish, sorted(rows["video_id"].to_pylist()), visual_tokens_made(recipe, weights=weights)).begin()
+    rows = examples.read(["video_id", "version"])
     left = rows.filter(pc.is_in(rows["video_id"], value_set=pa.array(sorted(attempt.left), pa.string())))
     measures = _encode(blocks_of(examples, left), attempt, recipe, where) if len(left) else None
     attempt.complete(measures=measures)

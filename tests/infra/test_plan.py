@@ -147,6 +147,27 @@ def test_once_frames_are_there_it_is_what_the_stages_say(root: str, recipe: Path
     assert "about" not in text and "0 prompts pending" in text
 
 
+def test_stored_visual_tokens_are_a_stage_of_their_own(root: str, tmp_path: Path, command: Command) -> None:
+    recipe = tmp_path / "stored.yaml"
+    recipe.write_text("vlm: {model: tiny}\nteacher: {max_tokens: 24, prompts: mixed}\ntraining: {visual_tokens: stored}")
+    make_sources(root, 5)
+    found = planned(command, recipe)
+    assert stages(found)["visual_tokens"] == (4, 0, 0, 4, 0) and not found["stages"][3]["is_exact"], "the fifth is a test video"
+    make_frames(root, 5)
+    assert stages(planned(command, recipe))["visual_tokens"] == (3, 0, 0, 3, 0), "one was rejected"
+
+    write_targets(recipe, root, measures=MEASURES)
+    examples = order_of("examples", recipe, root)
+    made = [row(examples.table, video_id=key.split("/")[0], version=key.split("/")[1], split="train") for key in examples.wanted]
+    write(examples, [{**one, "split": "test" if one["video_id"] == IDS[4] else "train"} for one in made])
+    order = order_of("encode", recipe, root)
+    tokens = row(order.table, vlm="v", tokens=bytes(8), n_pictures=1, n_image_tokens=1, d_vlm=2)
+    order.begin().write([{**tokens, "video_id": order.wanted[1]}], [])
+    found = planned(command, recipe)
+    assert order.wanted == sorted(IDS[i] for i in (0, 1, 3)) and found["stages"][3]["set"] == order.table.set
+    assert stages(found)["visual_tokens"] == (3, 1, 0, 2, 0) and found["stages"][3]["is_exact"]
+
+
 def test_hours_are_at_the_rate_last_measured_with_these_weights(
     root: str, tmp_path: Path, recipe: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

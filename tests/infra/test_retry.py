@@ -10,7 +10,7 @@ from infra import retry, sets
 from infra.config import Where, load_recipe
 from infra.errors import BadInputError
 from infra.storage import Table
-from tests.infra.made_tables import IDS, RECIPE, make_root, row
+from tests.infra.made_tables import IDS, RECIPE, WEIGHTS, make_root, row
 
 Command = Callable[..., Any]
 
@@ -103,7 +103,7 @@ def test_a_run_that_was_killed_before_it_said_what_to_try_again(root: str, tmp_p
     ("arguments", "says"),
     [
         (("--reason", "bored"), "--reason: got 'bored', expected one of bad_row, "),
-        (("--stage", "train"), "--stage: got 'train', expected one of frames, targets, examples"),
+        (("--stage", "train"), "--stage: got 'train', expected one of frames, targets, examples, encode"),
         (("--stage", "manifest"), "rejects of `manifest` are looked at again whenever `video2lora manifest` runs"),
     ],
 )
@@ -133,6 +133,16 @@ def test_the_recipes_own_sets_are_meant(root: str, tmp_path: Path) -> None:
     assert retry.tables_of_recipe(RECIPE, root)["targets"] == expected
     away = RECIPE.model_copy(update={"frames": RECIPE.frames.model_copy(update={"longest_edge_px": 32})})
     assert retry.tables_of_recipe(away, root) == {}
+
+
+def test_visual_tokens_belong_to_recipes_that_have_them_stored(root: str) -> None:
+    make_root(Path(root))
+    stored = RECIPE.model_copy(update={"training": RECIPE.training.model_copy(update={"visual_tokens": "stored"})})
+    assert "encode" not in retry.tables_of_recipe(RECIPE, root)
+    assert retry.tables_of_recipe(stored, root)["encode"] == sets.visual_tokens_set(RECIPE, root, weights=WEIGHTS)
+    for changes in ({"model": "another/one"}, {"dtype": "bfloat16"}):
+        other = stored.model_copy(update={"vlm": RECIPE.vlm.model_copy(update=changes)})
+        assert "encode" not in retry.tables_of_recipe(other, root)
 
 
 def test_a_stage_is_chosen(root: str, command: Command, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import pytest
 import torch
 from made_examples import a_row, as_read, fill, write_examples, write_vlm
 
+from infra import retry
 from infra.artifacts import VISUAL_TOKENS
-from infra.config import Recipe, VLMSettings, Where
+from infra.config import Recipe, TrainingSettings, VLMSettings, Where
 from infra.errors import BadInputError, StageFailedError
 from infra.sets import visual_tokens_made, visual_tokens_set
 from training import visual_tokens
@@ -152,6 +153,20 @@ def test_the_stage_makes_what_is_missing_and_nothing_else(folder: Path, tmp_path
     version = table.state().version
     visual_tokens.run(recipe, where)
     assert table.state().version == version, "nothing was left to do"
+
+
+@pytest.mark.slow
+def test_rejects_are_tried_again(folder: Path, tmp_path: Path, ray_of_two_cpus: None, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"vlm": VLMSettings(model=str(folder)), "training": TrainingSettings(visual_tokens="stored")}
+    recipe, where = Recipe(**settings), Where(data=str(tmp_path), training_workers=1)
+    write_examples(recipe, str(tmp_path), [a_row(0), a_row(1), a_row(2) | {"jpegs": [b"no picture"]}])
+    assert visual_tokens.run(recipe, where) == "visual_tokens: 2 rows, 1 rejects (decode_error 1)"
+    table = visual_tokens.table_of(recipe, where)
+    before = table.state().attempt
+    retry.run(recipe, where, reason="decode_error", stage="encode")
+    told = capsys.readouterr().out
+    assert "encode: 1 rejects of reason decode_error are tried again" in told
+    assert "visual_tokens: 2 rows, 1 rejects (decode_error 1)" in told and table.state().attempt > before and table.is_complete()
 
 
 @pytest.mark.slow
