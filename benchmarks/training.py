@@ -5,8 +5,8 @@ whole step: pictures, encoding, hypernetwork, student, backward pass, AdamW. Vid
 bfloat16 and the rest runs under autocast, as published. The floor of a step is its FLOPs, counted, at the rate of a large matrix product,
 measured in the same round. Ratios are taken within a round, where all shared the same load: the median, with their range.
 
-Where PyAV is not installed nothing is decoded, also not by the published step. The last line is of CPUs with two idle cores alone:
-`benchmarks.training_workers`.
+Where PyAV is not installed nothing is decoded, also not by the published step; without a C++ compiler nothing is compiled. Two workers are
+of CPUs with two idle cores alone: `benchmarks.training_workers`.
 
 Command  python -m benchmarks.training --model 500m -o benchmarks/results/training-500m.md        (tiny, 256m, 500m, or a model folder)
 Cost     on 2 CPU cores: tiny 5 minutes, 256m 75, 500m 2 hours (from FLOPs; --rounds 3: half of it); --quick: a minute of `tiny`.
@@ -17,6 +17,7 @@ import datetime
 import json
 import os
 import shlex
+import shutil
 import statistics
 import sys
 import tempfile
@@ -31,11 +32,13 @@ from transformers.utils import logging
 
 from benchmarks.answering import machine
 from benchmarks.training_bench import PROMPT, made_bench
-from benchmarks.training_costs import flops, matmul_rate, peak_bytes, timed
-from benchmarks.training_rivals import Apply, Bench, PeftLoop, batched, lora_part, made_layers, ours, per_token, published
+from benchmarks.training_costs import flops, peak_bytes, timed
+from benchmarks.training_rivals import Apply, Bench, PeftLoop, batched, compiled, lora_part, made_layers, ours, per_token, published
 from benchmarks.training_workers import speed_ups
+from training.floor import matmul_rate
 
 PUBLISHED, DECODING, STORED, CACHED = "published", "ours, decoding", "ours, frames stored", "ours, visual tokens stored"
+COMPILED = f"{CACHED}, compiled"
 N_TARGETS, N_FRAMES = 4, 12
 LORA_BATCH, LORA_R, LORA_LAYERS = 16, 16, 4  # layers: the part is the same in each, and `per token` needs gigabytes for more
 PASSES = 3  # of the LoRA part in a time
@@ -52,28 +55,37 @@ class Row:
     peak_bytes: int = 0
 
 
-def measure_steps(bench: Bench, *, n_rounds: int, say: Callable[[str], None]) -> list[Row]:
+def measure_steps(bench: Bench, *, n_rounds: int, say: Callable[[str], None], with_compiled: bool = False) -> list[Row]:
     """All orders of work, taking turns; every other round in the reverse order. One step of each comes before, with its FLOPs counted."""
     has_clip = bench.videos[0].clip is not None
-    works: dict[str, Callable[[], object]] = {PUBLISHED: lambda: published(bench, "clip" if has_clip else "jpegs")}
+    works: dict[str, tuple[Bench, Callable[[Bench], object]]] = {
+        PUBLISHED: (bench, lambda bench: published(bench, "clip" if has_clip else "jpegs"))
+    }
     if has_clip:
-        works[DECODING] = lambda: ours(bench, "clip")
-    works |= {STORED: lambda: ours(bench, "jpegs"), CACHED: lambda: ours(bench, "tokens")}
+        works[DECODING] = (bench, lambda bench: ours(bench, "clip"))
+    works |= {STORED: (bench, lambda bench: ours(bench, "jpegs")), CACHED: (bench, lambda bench: ours(bench, "tokens"))}
+    if with_compiled:
+        works[COMPILED] = (compiled(bench), works[CACHED][1])
     device, dtype = bench.vlm.device, bench.vlm.model.dtype
     rows = {name: Row(name) for name in works}
-    for name, work in works.items():
-        rows[name].flops = flops(work) / bench.n_samples
-        bench.update()
-        say(f"{name}: {rows[name].flops / 1e12:.3f} TFLOP a sample")
 
-    def step(work: Callable[[], object]) -> None:
-        work()
-        bench.update()
+    def step(name: str) -> None:
+        one, work = works[name]
+        work(one)
+        one.update()
+
+    for name in works:
+        if name == COMPILED:  # what is compiled is not counted
+            step(name)
+            rows[name].flops = rows[CACHED].flops
+        else:
+            rows[name].flops = flops(lambda name=name: step(name)) / bench.n_samples  # type: ignore[misc]
+        say(f"{name}: {rows[name].flops / 1e12:.3f} TFLOP a sample")
 
     for number in range(n_rounds):
         rate = matmul_rate(device, dtype)
         for name in list(works) if number % 2 == 0 else reversed(works):
-            seconds = timed(lambda name=name: step(works[name]), device)  # type: ignore[misc]
+            seconds = timed(lambda name=name: step(name), device)  # type: ignore[misc]
             rows[name].per_s.append(bench.n_samples / seconds)
             rows[name].floor_share.append(rows[name].flops * bench.n_samples / rate / seconds)
         say(f"steps: round {number + 1} of {n_rounds}, {rate / 1e12:.3f} TFLOP/s")
@@ -115,6 +127,8 @@ def verdicts(steps: Sequence[Row], lora: Sequence[Row], workers: Sequence[float]
     lines.append(_reached("LoRA part, passes/s ÷ peft", ratio(part["ours"].per_s, part["peft"].per_s), 3.0))
     held = part["per token"].peak_bytes / part["ours"].peak_bytes
     lines.append(_reached("LoRA part, peak memory of per token ÷ ours", (held, held, held), 4.0))
+    if COMPILED in step:
+        lines.append(f"{COMPILED}, samples/s ÷ not compiled: {_text(ratio(step[COMPILED].per_s, step[CACHED].per_s))}, no target")
     if workers:
         lines.append(_reached("two workers ÷ one", (statistics.median(workers), min(workers), max(workers)), 1.7))
     if is_gpu:
@@ -149,6 +163,7 @@ def _text(got: tuple[float, float, float]) -> str:
 
 def report(arguments: argparse.Namespace, steps: Sequence[Row], lora: Sequence[Row], workers: Sequence[float]) -> str:
     """The Markdown file: how it was measured, the verdicts, the tables, all numbers."""
+    measured = {row.name for row in steps}
     facts = {
         "date": datetime.date.today().isoformat(),
         "command": f"`python -m benchmarks.training {shlex.join(sys.argv[1:])}`",
@@ -157,7 +172,8 @@ def report(arguments: argparse.Namespace, steps: Sequence[Row], lora: Sequence[R
         "model": arguments.model,
         "videos a step": arguments.videos,
         "rounds": arguments.rounds,
-        "decoding": "in the loop" if DECODING in {row.name for row in steps} else "not measured: PyAV is not here",
+        "decoding": "in the loop" if DECODING in measured else "not measured: PyAV is not here",
+        "compiled": "the hypernetwork, by torch.compile" if COMPILED in measured else "not measured: no C++ compiler is here",
         "two workers": "gloo, a plain all-reduce; neither DeepSpeed nor Ray" if workers else "not measured",
     }
     what = (__doc__ or "").split("\n\n")[1]
@@ -193,7 +209,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         clips = (arguments.clips or Path(temporary)) if find_spec("av") else None
         bench = made_bench(arguments.model, **sizes, device=device, clips=clips)
-        steps = measure_steps(bench, n_rounds=arguments.rounds, say=say)
+        has_compiler = shutil.which("c++") is not None
+        steps = measure_steps(bench, n_rounds=arguments.rounds, say=say, with_compiled=has_compiler)
         lora = measure_lora(bench, n_rounds=arguments.rounds, say=say)
         del bench
         workers: list[float] = []

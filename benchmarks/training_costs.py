@@ -1,4 +1,4 @@
-"""What a piece of training costs: time, FLOPs and the most memory it holds at once; and the rate at which the device multiplies."""
+"""What a piece of training costs: time, FLOPs and the most memory it holds at once."""
 
 import gc
 import time
@@ -9,42 +9,25 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-MATMUL_EDGE = {"cpu": 1024, "cuda": 8192}
-MATMUL_N = {"cpu": 2, "cuda": 20}  # products in a time
-MATMUL_TRIES = 5
+from training.floor import count_flops, synchronise
 
 
 def flops(work: Callable[[], object]) -> int:
-    """Of all matrix products, convolutions and attention, forward and backward; a multiplication and an addition count as two."""
-    with FlopCounterMode(display=False, custom_mapping=_cpu_attention()) as counter:
+    """Forward and backward, by the trainer's own counter."""
+    with count_flops() as counted:
         work()
-    return int(counter.get_total_flops())
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large square product at its best of some tries, on as many threads as PyTorch has now."""
-    edge, n = MATMUL_EDGE[device.type], MATMUL_N[device.type]
-    a, b = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
-    out = a @ b
-    tries = [timed(lambda: [torch.mm(a, b, out=out) for _ in range(n)], device) for _ in range(MATMUL_TRIES)]
-    return 2 * edge**3 * n / min(tries)
+    return int(counted.get_total_flops())
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
     """Seconds, the device's queue waited for on both sides."""
     gc.collect()
-    wait(device)
+    synchronise(device)
     started = time.perf_counter()
     work()
-    wait(device)
+    synchronise(device)
     return time.perf_counter() - started
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
@@ -90,19 +73,3 @@ class LiveBytes(TorchDispatchMode):
 
     def _forget(self, n_bytes: int) -> None:
         self.live -= n_bytes
-
-
-def _cpu_attention() -> dict[Any, Any]:
-    """PyTorch's counter knows the fused attention of GPUs alone."""
-    aten = torch.ops.aten
-
-    def forward(query: Any, key: Any, value: Any, *_args: Any, out_shape: Any = None, **_named: Any) -> int:
-        return int(sdpa_flop_count(query, key, value))
-
-    def backward(grad: Any, query: Any, key: Any, value: Any, *_args: Any, out_shape: Any = None, **_named: Any) -> int:
-        return int(sdpa_backward_flop_count(grad, query, key, value))
-
-    return {
-        aten._scaled_dot_product_flash_attention_for_cpu: forward,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
-    }

@@ -14,6 +14,7 @@ output in, their sum and the gradients of x, A and B out. The linears' own produ
     per token   factors repeated for each token, and a product per token
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -100,6 +101,14 @@ def published(bench: Bench, source: Source) -> float:
         loss.backward()
         total += float(loss.detach())
     return total
+
+
+def compiled(bench: Bench) -> Bench:
+    """The same with a hypernetwork of its own that torch.compile compiles in its first step, as the recipe's `training.compile` does."""
+    hypernetwork = copy.deepcopy(bench.student.hypernetwork)
+    hypernetwork.compile()
+    student = TargetLoss(hypernetwork, bench.vlm, dtype=str(bench.student.dtype).removeprefix("torch."))
+    return Bench(bench.vlm, student, bench.videos, torch.optim.AdamW(student.parameters(), lr=bench.optimizer.defaults["lr"]))
 
 
 # --- the LoRA part ---
