@@ -45,9 +45,14 @@ def failing(stage: str) -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
-        told = str(cause).split(RAYS_ADVICE)[0].strip()
+        cause, told = first_cause(error)
         if isinstance(cause, CommandError):
             raise type(cause)(told) from error
         first = told.splitlines()[0] if told else "no word"
         raise StageFailedError(f"{stage}: {type(cause).__name__}: {first}; run the same command again, it continues") from error
+
+
+def first_cause(error: BaseException) -> tuple[BaseException, str]:
+    """What a worker of Ray raised, where that is behind an error, and its own words: Ray's would have the worker's whole traceback."""
+    cause = getattr(error, "cause", None) or error
+    return cause, str(cause).split(RAYS_ADVICE)[0].strip()

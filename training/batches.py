@@ -25,6 +25,7 @@ from jaxtyping import Float, Float32, Int32
 from infra.errors import BadInputError, StageFailedError
 from training.streams import as_frames
 from training.visual_tokens import as_tensor
+from video2lora import prompts
 from video2lora.sampling import Frames
 
 if TYPE_CHECKING:
@@ -153,30 +154,38 @@ class StreamedExamples:
         self.vlm, self.on_reject = vlm, on_reject
 
     def batches(self, share: Share, *, first_step: int) -> Iterator[Batch]:
-        """Batches from `first_step` on, where the stream must begin. Rejected rows leave a smaller batch.
+        """Batches from `first_step` on, where the stream must begin. Rejected rows leave a smaller batch, or one that counts for nothing.
 
-        Raises BadInputError where not one row of the first batch can be used; StageFailedError if rows do not come in their places.
+        Raises BadInputError where not one row of a whole epoch can be used; StageFailedError if rows do not come in their places.
         """
         first = first_step * share.per_step
         rows, last = self._rows(first + share.rank, share), None
         for place in itertools.count(first, share.per_step):
             good = []
             for at in range(place + (share.rank + first - place) % share.n_workers, place + share.per_step, share.n_workers):
-                row = next(rows)
-                if row["reason"] is None:
-                    good.append((example(row, vlm=self.vlm), at // self.n_rows))
-                else:
-                    self.on_reject(row)
+                one = next(rows)
+                if one is not None:
+                    good.append((one, at // self.n_rows))
             if good:
                 last = good[-1][0]
                 targets = tuple(draw(one, n=self.n_targets, seed=self.seed, epoch=epoch) for one, epoch in good)
                 yield Batch(tuple(one for one, _ in good), targets)
-            elif last is None:
-                raise BadInputError("examples: not one of a whole batch of rows can be used: make the examples anew")
             else:
+                if last is None:  # the first batch of this attempt
+                    last, rows = self._next_good(rows, share)
                 yield Batch((last,), (last.targets[:1],), counts=False)
 
-    def _rows(self, first: int, share: Share) -> Iterator[dict[str, Any]]:
+    def _next_good(self, rows: Iterator[Example | None], share: Share) -> tuple[Example, Iterator[Example | None]]:
+        """The next row that is not rejected, and all rows again. Raises BadInputError where there is none in a whole epoch."""
+        ahead = []
+        for one in itertools.islice(rows, -(-self.n_rows // share.n_workers)):
+            ahead.append(one)
+            if one is not None:
+                return one, itertools.chain(ahead, rows)
+        raise BadInputError("examples: not one of a whole epoch's rows can be used: make the examples anew")
+
+    def _rows(self, first: int, share: Share) -> Iterator[Example | None]:
+        """In their places from `first` on; None for one that is rejected."""
         per_worker = -(-share.per_step // share.n_workers)
         expected = first
         for block in self.shard.iter_batches(batch_size=per_worker, batch_format="pyarrow", prefetch_batches=2):
@@ -184,7 +193,7 @@ class StreamedExamples:
                 if row["place"] != expected:
                     raise StageFailedError(f"examples: got the video of place {row['place']}, expected that of {expected}")
                 expected += share.n_workers
-                yield row
+                yield usable(row, vlm=self.vlm, on_reject=self.on_reject)
         raise StageFailedError("examples: Ray Data ended before the last step")
 
 
@@ -197,10 +206,37 @@ def read_all(shard: "ray.data.DataIterator", *, vlm: "FrozenVLM | None", on_reje
 def good_examples(block: pa.Table, *, vlm: "FrozenVLM | None", on_reject: OnReject) -> Iterator[Example]:
     """Examples of a block of `streams.READ`; its rejects go to `on_reject`."""
     for row in block.to_pylist():
-        if row["reason"] is None:
-            yield example(row, vlm=vlm)
-        else:
-            on_reject(row)
+        one = usable(row, vlm=vlm, on_reject=on_reject)
+        if one is not None:
+            yield one
+
+
+def usable(row: dict[str, Any], *, vlm: "FrozenVLM | None", on_reject: OnReject) -> Example | None:
+    """A row of `streams.READ`, unless it is rejected, or has what the VLM cannot read: then `on_reject` is told."""
+    if row["reason"] is None:
+        one = example(row, vlm=vlm)
+        why = None if vlm is None else _refused(one, vlm)
+        if why is None:
+            return one
+        row = {"video_id": one.video_id, **dict(zip(("reason", "detail"), why, strict=True))}
+    on_reject(row)
+    return None
+
+
+def _refused(one: Example, vlm: "FrozenVLM") -> tuple[str, str] | None:
+    """Why the VLM cannot read the video or one of its targets, as reason and detail."""
+    video = vlm.text_batch([vlm.family.video_prompt(one.frames, prompts.INTERNALIZE)], videos=[one.frames])
+    asked, said = ([getattr(target, name) for target in one.targets] for name in ("prompt", "text"))
+    texts = vlm.text_batch([vlm.family.text_prompt(text) for text in asked], said, newline=True)
+    for batch in (video, texts):
+        try:
+            vlm.check_length(batch)
+        except ValueError as error:
+            return "prompt_too_long", str(error)
+    for n, prompt, text in zip(vlm.n_visual_tokens(texts), asked, said, strict=True):
+        if n:  # the tokenizer reads `<image>` in a text as the token
+            return "bad_row", f"the target {text[:60]!r} of {prompt[:60]!r} has {n} image tokens"
+    return None
 
 
 class _Orders:

@@ -11,18 +11,23 @@ and the best one by validation. Training waits for a copy of the state in host m
 
 import hashlib
 import json
+import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from infra.errors import StorageError
 from infra.objects import read_json, write_new
+from infra.progress import say
+from infra.s3_requests import tried
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +36,8 @@ if TYPE_CHECKING:
 
 NETWORK_FILES = ("hypernetwork.safetensors", "config.json")
 OPTIMIZER_FILE = "optimizer.safetensors"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,10 @@ class Writer:
         self, hypernetwork: "Hypernetwork", moments: "dict[str, Tensor]", *, state: dict[str, Any], metadata: dict[str, Any]
     ) -> Checkpoint:
         saved = save(hypernetwork, moments, self.folder, state=state, metadata=metadata)
-        prune(self.folder, kept=self.kept, best_step=state["best_step"])
+        try:
+            prune(self.folder, kept=self.kept, best_step=state["best_step"])
+        except StorageError as error:  # this one is whole, and the next may have them removed
+            say(f"train: old checkpoints stay: {error}")
         return saved
 
 
@@ -96,12 +106,12 @@ def save(
         save_file(moments, local / OPTIMIZER_FILE)
         state = {**state, "sha256": {name: _sha256(local / name) for name in (*NETWORK_FILES, OPTIMIZER_FILE)}}
         fs, inner = fsspec.core.url_to_fs(address)
-        try:
-            fs.makedirs(inner, exist_ok=True)
-            for name in state["sha256"]:
-                fs.put_file(str(local / name), f"{inner}/{name}")
-        except OSError as error:
-            raise StorageError(f"{address} cannot be written: {error}; the checkpoint before it is whole, run again to continue") from error
+        _stored("written", address, lambda: fs.makedirs(inner, exist_ok=True))
+        for name in state["sha256"]:
+            _stored("written", f"{address}/{name}", partial(fs.put_file, str(local / name), f"{inner}/{name}"))
+        if isinstance(fs, LocalFileSystem):
+            for path in (*(f"{inner}/{name}" for name in state["sha256"]), inner):
+                _stored("written", path, partial(_to_disk, path))
     write_new(f"{address}/state.json", json.dumps(state, indent=1).encode())
     return Checkpoint(address, state)
 
@@ -120,17 +130,17 @@ def load(checkpoint: Checkpoint) -> "tuple[Hypernetwork, dict[str, Tensor]]":
 def read(checkpoint: Checkpoint, name: str) -> bytes:
     """One file of a checkpoint. Raises StorageError if it is not the one that was committed."""
     fs, inner = fsspec.core.url_to_fs(f"{checkpoint.folder}/{name}")
-    try:
-        data: bytes = fs.cat_file(inner)
-    except OSError as error:
-        raise StorageError(f"{checkpoint.folder}/{name} cannot be read ({error})") from error
+    data: bytes = _stored("read", f"{checkpoint.folder}/{name}", lambda: fs.cat_file(inner))
     if hashlib.sha256(data).hexdigest() != checkpoint.state["sha256"][name]:
         raise StorageError(f"{checkpoint.folder}/{name} was changed since it was written: remove {checkpoint.folder} to go on before it")
     return data
 
 
 def prune(folder: str, *, kept: int, best_step: int | None = None) -> None:
-    """Remove all but the last `kept` committed checkpoints and that of the best step, and what was never committed before them."""
+    """Remove all but the last `kept` committed checkpoints and that of the best step, and what was never committed before them.
+
+    Raises StorageError.
+    """
     committed = list(_committed(folder))
     if len(committed) < kept:
         return
@@ -138,7 +148,7 @@ def prune(folder: str, *, kept: int, best_step: int | None = None) -> None:
     for path in _folders(folder):
         if path < committed[kept - 1].folder and path not in spared:
             fs, inner = fsspec.core.url_to_fs(path)
-            fs.rm(inner, recursive=True)
+            _stored("removed", path, partial(fs.rm, inner, recursive=True))
 
 
 def _committed(folder: str) -> Iterator[Checkpoint]:
@@ -153,9 +163,27 @@ def _folders(folder: str) -> list[str]:
     """Addresses of all checkpoints, committed or not, by step."""
     fs, inner = fsspec.core.url_to_fs(folder)
     fs.invalidate_cache()
-    if not fs.isdir(inner):
+    if not _stored("read", folder, lambda: fs.isdir(inner)):
         return []
-    return sorted(f"{folder}/{path.rstrip('/').rsplit('/', 1)[-1]}" for path in fs.ls(inner, detail=False))
+    found = _stored("listed", folder, lambda: fs.ls(inner, detail=False))
+    return sorted(f"{folder}/{path.rstrip('/').rsplit('/', 1)[-1]}" for path in found)
+
+
+def _stored(what: str, address: str, request: Callable[[], T]) -> T:
+    """The request's result; tried again while a bucket is only unwell. Raises StorageError."""
+    try:
+        return tried(what, address, request)
+    except OSError as error:
+        raise StorageError(f"{address} cannot be {what}: {error}; the last whole checkpoint stays, run again to continue") from error
+
+
+def _to_disk(path: str) -> None:
+    """A file's content, or a folder's names, which would otherwise be lost with the power though `state.json` is there."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _sha256(path: Path) -> str:

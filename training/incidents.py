@@ -22,6 +22,10 @@ class RefusedError(Exception):
     """Why the step must not be learnt from. All workers raise it in the same step."""
 
 
+class OtherWorkerError(Exception):
+    """Another worker has found bad input, and says so; this one has only to end."""
+
+
 @dataclass(frozen=True)
 class Loss:
     """A video of the step and the mean loss of its targets."""

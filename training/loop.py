@@ -19,6 +19,7 @@ import ray
 import torch
 
 from infra.errors import BadInputError, CommandError, StageFailedError
+from infra.stage import first_cause
 from training import incidents
 from training.job import Job
 from training.profile import profiled
@@ -66,10 +67,13 @@ def run(job: Job) -> None:
         worker = Worker(job)
         listen()
         train(worker, teller if worker.rank == 0 else Teller(None))
-    except BadInputError as error:  # every worker has the same input, so all end here
+    except incidents.OtherWorkerError:
+        pass
+    except BadInputError as error:  # all workers end in the same step: a restart would not help
         teller.tell("error", error=error)
     except CommandError as error:
-        teller.tell("error", error=error)
+        cause, told = first_cause(error)
+        teller.tell("error", error=type(cause)(told))
         raise
     finally:
         teller.wait()
@@ -91,7 +95,8 @@ def steps(worker: Worker, teller: Teller, after_step: Callable[[], None]) -> Non
     settings, history = worker.settings, worker.history
     is_warned = False
     while not history.is_done(settings):
-        mine = asked(to_end=teller.is_to_end())
+        with worker.clock.part("data"):  # in which workers wait for one another: Ray Train answers all of them alike
+            mine = asked(to_end=teller.is_to_end())
         try:
             step, of_all = worker.train_step(mine)
         except incidents.RefusedError as refused:
@@ -112,7 +117,7 @@ def steps(worker: Worker, teller: Teller, after_step: Callable[[], None]) -> Non
             worker.writer.wait()
             teller.tell("saved", step=step.step)
             teller.wait()
-            worker.summed([])  # nobody leaves before the first worker has saved
+            worker.summed([0.0])  # nobody leaves before the first worker has saved. Of no numbers at all, none would wait
         if mine.to_leave:
             raise StageFailedError(f"train: worker {worker.rank} was terminated (SIGTERM), step {step.step} is saved")
         if of_all.to_end:

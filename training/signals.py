@@ -1,4 +1,5 @@
-"""What may ask a training to save or to end, as one worker sees it: the driver, Ray's word that a node goes away, a SIGTERM of its own.
+"""What may ask a training to save or to end. As one worker sees it: the driver, Ray's word that a node goes away, a SIGTERM of its own; as
+the driver does: SIGTERM and Ctrl-C.
 
 Ray Train runs the training in a thread, and Python takes signals in the main thread alone: so the handler is set by a task of the worker's
 own actor, which runs there. It takes one SIGTERM; a second one ends the process as Ray has it.
@@ -6,11 +7,17 @@ own actor, which runs there. It takes one SIGTERM; a second one ends the process
 
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import ray
 import ray.train
+
+from infra.progress import say
 
 TERMINATED = threading.Event()
 """Whether this process got a SIGTERM: it has one disposition for all its threads."""
@@ -43,3 +50,45 @@ def _take_one() -> None:
         signal.signal(signal.SIGTERM, before)
 
     signal.signal(signal.SIGTERM, take)
+
+
+@contextmanager
+def asked_to_end(board: Any) -> Iterator[list[int]]:
+    """Inside, a first SIGTERM or Ctrl-C asks the workers to save and to end, and is entered into the list; a second one does as before."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def take(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        restore()
+        board.end.remote()
+        say("train: waiting for the workers to save (the same signal again ends at once)")
+
+    for number in before:
+        signal.signal(number, take)
+    try:
+        yield came
+    finally:
+        restore()
+
+
+def aside(call: Callable[[], object]) -> None:
+    """`call` in a thread of its own, which ends with the process: in the main thread Ray Train takes Ctrl-C for itself and exits with 0."""
+    ended: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            call()
+            ended.set_result(None)
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    ended.result()

@@ -171,7 +171,7 @@ def whole(source: Source) -> "ray.data.Dataset":
 
 def stream(source: Source, *, seed: int, first_place: int, n_places: int) -> "ray.data.Dataset":
     """The places from `first_place` on, at least as many as are asked for, one to a block: `streaming_split` deals blocks out in turn,
-    in an order that is kept by `preserve_order`, which the reader sets. Splits end with the shortest: ask for one more per worker.
+    in an order that is kept by `preserve_order`, which the reader sets. Splits end with the shortest: ask for at least one more per worker.
     """
     ds = build(source, list(windows(source, seed=seed, first_place=first_place, n_places=n_places)))
     # Any row is larger. `repartition` does the same by tasks of a whole CPU: where workers leave no node so much, it waits for ever.

@@ -18,11 +18,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from infra.config import Recipe, Where, load_recipe, load_where
@@ -86,12 +83,14 @@ def run(recipe: Recipe, where: Where, *, profile: int = 0) -> str:
 def train(recipe: Recipe, where: Where, output: Output, *, planned: Plan, profile: int = 0) -> checkpoints.Checkpoint | None:
     """Steps that are not done yet, up to the last or to where workers were lost too often; the last checkpoint then.
 
-    Raises CommandErrors of the workers, TerminatedError; StageFailedError where they ended by themselves and saved nothing new.
+    Raises CommandErrors of the workers; TerminatedError or KeyboardInterrupt once they have saved; StageFailedError where they ended by
+    themselves and saved nothing new.
     """
     from ray.train import TrainingFailedError  # Ray, torch and MLflow are imported only where there is work
 
     from infra.cluster import cluster
     from training.news import follow, new_board
+    from training.signals import aside, asked_to_end
 
     folder, done = f"{output.folder}/checkpoints", threading.Event()
     before = checkpoints.latest(folder)
@@ -101,8 +100,8 @@ def train(recipe: Recipe, where: Where, output: Output, *, planned: Plan, profil
         following = pool.submit(follow, board, recipe, where, made_from=read_json(f"{output.folder}/made.json") or {}, done=done)
         failure = None
         try:
-            with _sigterm(board) as terminated:
-                trainer.fit()
+            with asked_to_end(board) as signals:
+                aside(trainer.fit)
         except TrainingFailedError as error:
             failure = error
         finally:
@@ -110,8 +109,12 @@ def train(recipe: Recipe, where: Where, output: Output, *, planned: Plan, profil
         told, latest = following.result(), checkpoints.latest(folder)
     if _is_done(latest, recipe):
         return latest
-    if terminated.is_set():
-        raise TerminatedError(f"train: terminated; {latest.step if latest else 0} steps are saved, the same command continues")
+    if signals:
+        saved = f"{latest.step if latest else 0} steps are saved"
+        if signal.SIGINT in signals:
+            say(f"train: {saved}")
+            raise KeyboardInterrupt
+        raise TerminatedError(f"train: terminated; {saved}, the same command continues")
     if failure is not None and latest is not None and (before is None or before.step < latest.step):
         say(f"train: workers were lost {MAX_RESTARTS + 1} times; starting again from the checkpoint at step {latest.step}")
         return latest
@@ -159,7 +162,13 @@ def build(recipe: Recipe, where: Where, output: Output, *, planned: Plan, profil
         work,
         train_loop_config={"job": job},
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if where.training_gpus else "gloo", timeout_s=GROUP_TIMEOUT_S),
-        scaling_config=ray.train.ScalingConfig(num_workers=n_workers, use_gpu=where.training_gpus > 0, resources_per_worker=resources),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=n_workers,
+            use_gpu=where.training_gpus > 0,
+            resources_per_worker=resources,
+            # Side by side on one node's GPUs, their gradients stay on it; on CPUs each takes a share of its node's cores.
+            placement_strategy="PACK" if where.training_gpus else "SPREAD",
+        ),
         run_config=ray.train.RunConfig(
             name=f"train-{time.time_ns()}",  # a new one for each attempt: what is kept lies in checkpoints, not in Ray's own state
             storage_path=f"{where.data}/runs",
@@ -181,30 +190,8 @@ def _rest_of_stream(source: Any, folder: str, recipe: Recipe, n_workers: int) ->
     quiet()
     latest, settings = checkpoints.latest(f"{folder}/checkpoints"), recipe.training
     step = latest.step if latest else 0
-    n_places = (settings.n_steps - step) * settings.videos_per_step + n_workers
+    n_places = (settings.n_steps - step) * settings.videos_per_step + n_workers + source.n_rows  # an epoch, for who must look ahead
     return stream(source, seed=settings.seed, first_place=step * settings.videos_per_step, n_places=n_places)
-
-
-@contextmanager
-def _sigterm(board: Any) -> Iterator[threading.Event]:
-    """Inside, a first SIGTERM of this process asks the workers to save and to end; the event says that it came."""
-    came = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    before = signal.getsignal(signal.SIGTERM)
-
-    def take(_number: int, _frame: FrameType | None) -> None:
-        came.set()
-        signal.signal(signal.SIGTERM, before)
-        board.end.remote()
-        say("train: terminated; waiting for the workers to save (SIGTERM again to end at once)")
-
-    signal.signal(signal.SIGTERM, take)
-    try:
-        yield came
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _stored(recipe: Recipe, where: Where) -> Table | None:
@@ -229,8 +216,6 @@ def publish(latest: checkpoints.Checkpoint, output: Output, recipe: Recipe, wher
         raise StorageError(f"{folder}: the checkpoint of the best step {best_step} is gone")
     for name in checkpoints.NETWORK_FILES:
         write_new(f"{output.folder}/{name}", checkpoints.read(checkpoint, name))
-    output.complete()
-    checkpoints.prune(folder, kept=1, best_step=best_step)
     from infra.tracking import open_run
     from training.news import validation_points
 
@@ -243,6 +228,8 @@ def publish(latest: checkpoints.Checkpoint, output: Output, recipe: Recipe, wher
         run.log_files([f"{output.folder}/{name}" for name in checkpoints.NETWORK_FILES], folder="hypernetwork")
         run.register_model(folder="hypernetwork", tags={"weights": checkpoint.state["sha256"][checkpoints.NETWORK_FILES[0]]})
         run.end()
+    output.complete()  # last: whoever is ended before comes here again
+    checkpoints.prune(folder, kept=1, best_step=best_step)
 
 
 def summary(output: Output) -> str:
@@ -263,14 +250,24 @@ def main() -> None:
 
 
 def _shares(where: Where) -> tuple[float, int]:
-    """CPUs that Ray reserves for each worker, and threads it computes with: its share of the cores of its node."""
+    """CPUs that Ray reserves for each worker, and threads it computes with: its share of the cores of its node.
+
+    Raises StageFailedError for a cluster without CPUs; says so where GPUs are wanting, for which Ray waits.
+    """
     import ray
 
-    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-    nodes = [cores for cores in nodes if cores > 0]
-    per_node = math.ceil(where.training_workers / len(nodes))
-    n_cores = min(nodes)
-    return min(1.0, RESERVED * sum(nodes) / where.training_workers), max(1, int(n_cores) // per_node)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    n_cores = [node["CPU"] for node in nodes if node.get("CPU", 0.0) > 0]
+    if not n_cores:
+        raise StageFailedError("train: no node of the Ray cluster has a CPU")
+    n_gpus, asked = (
+        sum(node.get("GPU", 0.0) for node in nodes),
+        where.training_gpus * (where.training_min_workers or where.training_workers),
+    )
+    if n_gpus < asked:
+        say(f"train: waiting for {asked:g} GPUs (VIDEO2LORA_TRAINING_GPUS, _WORKERS): the Ray cluster has {n_gpus:g} now")
+    per_node = math.ceil(where.training_workers / len(n_cores))
+    return min(1.0, RESERVED * sum(n_cores) / where.training_workers), max(1, int(min(n_cores)) // per_node)
 
 
 def _last_line(error: BaseException) -> str:

@@ -8,11 +8,11 @@ they share.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray.train
@@ -28,7 +28,7 @@ from training.engine import Engine, learning_rate
 from training.floor import count_flops, matmul_rate
 from training.held_out import Validation
 from training.history import History
-from training.incidents import Loss, RefusedError, losses_of
+from training.incidents import Loss, OtherWorkerError, RefusedError, losses_of
 from training.job import Job
 from training.loss import KEPT_BYTES, TERMS, Encoder, Rows, TargetLoss, feature_bytes, text_of
 from training.models import frozen_vlm, new_hypernetwork
@@ -38,6 +38,8 @@ from video2lora.hypernetwork import Hypernetwork, HypernetworkConfig
 from video2lora.vlm import Features
 
 N_NAMED_REJECTS = 20
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -75,6 +77,14 @@ class Step(Learnt):
     lr: float
 
 
+@dataclass(frozen=True)
+class Part:
+    """Of a batch: as many of its videos as are learnt from at once, and their targets as the VLM reads them."""
+
+    batch: Batch
+    texts: list[Rows]
+
+
 class Worker:
     """Models, data and state of one training worker, loaded once."""
 
@@ -92,22 +102,21 @@ class Worker:
         self.history = History.of(checkpoint.state) if checkpoint else History()
         self.clock, self.rejected = Clock(self.history.seconds), self.history.rejected
         hypernetwork, moments = checkpoints.load(checkpoint) if checkpoint else (new_hypernetwork(job.recipe, self.vlm), None)
-        hypernetwork.perceiver.checkpoint_projection = self.device.type == "cuda"  # there it is memory that limits the batch
         self.student = TargetLoss(hypernetwork.to(self.device), self.vlm, dtype=self.settings.dtype)
         self.weights = torch.tensor([getattr(self.settings, f"{name}_weight") for name in TERMS], device=self.device)  # of each term
         self.encoder = Encoder(self.vlm, opens_answer=job.recipe.hypernetwork.opens_answer, keeps=False)
-        batches = self.batches_from_here()
-        batch = next(batches)
-        self.batches = chain([batch], batches)
-        first = batch.parts(self.n_parts)[0]
+        steps = self.steps_from_here()
+        first = next(steps)
+        self.steps = chain([first], steps)
         self.validation = self.validation_of(job.validation) if job.validation else None
-        self.floor_s_per_token = self.floor(first) if self.rank == 0 else 0.0
+        self.floor_s_per_token = self.floor(first[0]) if self.rank == 0 else 0.0
+        hypernetwork.perceiver.checkpoint_projection = self.device.type == "cuda"  # there it is memory that limits the batch
         if self.settings.compile:
             hypernetwork.compile()
         self.engine = Engine(self.student, self.settings)
         if moments is not None:
-            features, groups = self.features(first), self.texts(first)
-            self.engine.restore(moments, step=self.history.step, loss=self.engine.deepspeed(features, groups)[0].mean())
+            loss = self.engine.deepspeed(self.features(first[0].batch), first[0].texts)[0].mean()
+            self.engine.restore(moments, step=self.history.step, loss=loss)
         self.writer = checkpoints.Writer(f"{job.folder}/checkpoints", kept=self.settings.checkpoints_kept)
 
     def batches_from_here(self) -> Iterator[Batch]:
@@ -140,42 +149,60 @@ class Worker:
         with self.clock.part("encode"):
             return self.encoder(batch.examples, n_chunks=1 + int(drawn))
 
-    def texts(self, batch: Batch) -> list[Rows]:
-        return text_of(self.vlm, batch, newline=self.settings.newline_after_target, kl=self.settings.kl_weight > 0)
+    def steps_from_here(self) -> Iterator[list[Part]]:
+        """This worker's part of each step, as `agreed`. All workers must ask for the next together."""
+        batches = self.batches_from_here()
+        while True:
+            yield self.agreed(lambda: self.parts_of(next(batches)))
 
-    def floor(self, batch: Batch) -> float:
+    def parts_of(self, batch: Batch) -> list[Part]:
+        newline, kl = self.settings.newline_after_target, self.settings.kl_weight > 0
+        return [Part(part, text_of(self.vlm, part, newline=newline, kl=kl)) for part in batch.parts(self.n_parts)]
+
+    def agreed(self, make: Callable[[], T]) -> T:
+        """What `make` gives on this worker. All workers must call it together, and go on or end together: where one of them finds bad
+        input, it raises BadInputError, and the others OtherWorkerError.
+        """
+        made, bad = list[T](), list[BadInputError]()
+        try:
+            made.append(make())
+        except BadInputError as error:
+            bad.append(error)
+        if self.summed([float(len(bad))])[0]:
+            raise bad[0] if bad else OtherWorkerError
+        return made[0]
+
+    def floor(self, part: Part) -> float:
         """The least seconds a token can take all workers together: the operations of a step over the rate of matrix products here.
 
         Before there is an engine, on a step that is thrown away: counting changes which of PyTorch's operations are called.
         """
         if self.encoder.keeps:
-            self.features(batch)  # all steps but the first find them
+            self.features(part.batch)  # all steps but the first find them
         with count_flops() as counted:
-            features, groups = self.features(batch), self.texts(batch)
-            self.student(features, groups).sum().backward()
+            features = self.features(part.batch)
+            self.student(features, part.texts).sum().backward()
         self.student.zero_grad(set_to_none=True)
         return (
             counted.get_total_flops()
-            / n_tokens(features, groups)
+            / n_tokens(features, part.texts)
             / matmul_rate(self.device, getattr(torch, self.settings.dtype))
             / self.n_workers
         )
 
-    def terms(self, batch: Batch) -> tuple[Float[Tensor, "n_terms n_targets"], int]:
-        """Of the loss of each target of this worker's share; and the tokens that the VLM reads."""
-        features = self.features(batch)
+    def terms(self, part: Part) -> tuple[Float[Tensor, "n_terms n_targets"], int]:
+        """Of the loss of each of its targets; and the tokens that the VLM reads."""
+        features = self.features(part.batch)
         with self.clock.part("loss"):
-            groups = self.texts(batch)
-            terms: Tensor = self.engine.deepspeed(features, groups)
+            terms: Tensor = self.engine.deepspeed(features, part.texts)
         losses = (self.weights @ terms.detach()).tolist()
-        self.in_step += losses_of(batch, losses, torch.cat([rows.video_of_row for rows in groups]).tolist())
-        return terms if batch.counts else terms * 0.0, n_tokens(features, groups)
+        self.in_step += losses_of(part.batch, losses, torch.cat([rows.video_of_row for rows in part.texts]).tolist())
+        return terms if part.batch.counts else terms * 0.0, n_tokens(features, part.texts)
 
-    def backward(self, batch: Batch, *, n_targets: float) -> Learnt:
+    def backward(self, parts: Sequence[Part], *, n_targets: float) -> Learnt:
         """Losses and gradients of the step's targets, of which all workers have `n_targets`. Raises RefusedError."""
         sums = torch.zeros(len(TERMS) + 1, dtype=torch.float64)
         self.in_step = []
-        parts = batch.parts(self.n_parts)
         for i, part in enumerate(parts):
             terms, n_read = self.terms(part)
             with self.clock.part("loss"):
@@ -192,11 +219,13 @@ class Worker:
         return Learnt(mean, used, round(n_targets), round(n_read_by_all))
 
     def train_step(self, asked: Asked) -> tuple[Step, Asked]:
-        """One step of all workers, and what they were `asked` together. Raises RefusedError where it must not be learnt from."""
-        with self.clock.part("data"):
-            batch = next(self.batches)
-        n_targets, *n_asked = self.summed([batch.n_targets, *astuple(asked)])
-        learnt = self.backward(batch, n_targets=max(1.0, n_targets))  # 0 where no worker has a video that can be used
+        """One step of all workers, and what they were `asked` together. Raises RefusedError where it must not be learnt from, and as
+        `agreed`.
+        """
+        with self.clock.part("data"):  # this worker's own, and those that others still wait for
+            parts = next(self.steps)
+            n_targets, *n_asked = self.summed([sum(part.batch.n_targets for part in parts), *astuple(asked)])
+        learnt = self.backward(parts, n_targets=max(1.0, n_targets))  # 0 where no worker has a video that can be used
         lr = learning_rate(self.history.step, self.settings)
         with self.clock.part("update"):
             grad_norm = self.engine.update(lr)

@@ -53,8 +53,10 @@ def losses(recipe: Recipe, where: Where) -> list[float]:
 
 @contextmanager
 def at_a_step(recipe: Recipe, where: Where, do: Callable[[], Any], *, after: int) -> Iterator[None]:
-    """Inside, `do` once: a little after there is a checkpoint behind `after`."""
+    """Inside, `do` once: a little after there is a checkpoint behind `after`, and behind the one that is there already."""
     folder = checkpoints_of(recipe, where)
+    begun = checkpoints.latest(folder)
+    after = max(after, begun.step if begun else 0)
 
     def watch() -> None:
         while (there := checkpoints.latest(folder)) is None or there.step <= after:

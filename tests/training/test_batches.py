@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from made_examples import a_row, an_example, as_read
+from made_examples import a_row, an_example, as_read, write_vlm
 
 from infra.artifacts import EXAMPLES, REJECT_REASONS
-from infra.errors import StageFailedError, StorageError
+from infra.errors import BadInputError, StageFailedError, StorageError
 from infra.parquet import to_parquet
 from training.batches import Batch, HeldExamples, Share, StreamedExamples, draw, example, good_examples
 from training.streams import READ, Shard, Source, Window, read_row, read_window, windows
+from video2lora.pretrained import load_vlm
 
 
 def ids(batches: list[Batch]) -> list[str]:
@@ -151,7 +152,8 @@ class Dealt:
 
 
 def dealt(source: Source, share: Share, *, first_step: int, n_steps: int, on_reject: Any = print) -> list[Batch]:
-    rows = streamed(source, first=first_step * share.per_step, n=n_steps * share.per_step)[share.rank :: share.n_workers]
+    n = n_steps * share.per_step + source.n_rows  # an epoch more, as training has it
+    rows = streamed(source, first=first_step * share.per_step, n=n)[share.rank :: share.n_workers]
     reader: Any = Dealt(rows)
     examples = StreamedExamples(reader, n_rows=source.n_rows, seed=7, n_targets=2, vlm=None, on_reject=on_reject)
     return list(islice(examples.batches(share, first_step=first_step), n_steps))
@@ -172,6 +174,38 @@ def test_a_share_without_a_usable_video_counts_for_nothing(source: Source) -> No
     batches = dealt(source, Share(0, 1, 1), first_step=0, n_steps=15)
     (empty,) = [batch for batch in batches if not batch.counts]
     assert empty.n_targets == 0 and len(empty.examples) == 1
+
+
+def test_a_run_that_goes_on_at_a_row_that_cannot_be_used_takes_the_same_steps(source: Source) -> None:
+    """Where the stand-in for it, which counts for nothing, is not the last one before."""
+    batches = dealt(source, Share(0, 1, 1), first_step=0, n_steps=15)
+    (at,) = [step for step, batch in enumerate(batches) if not batch.counts]
+    stand_in, *others = dealt(source, Share(0, 1, 1), first_step=at, n_steps=15 - at)
+    assert not stand_in.counts and stand_in.n_targets == 0 and others == batches[at + 1 :]
+    nothing = [{**row, "reason": "decode_error"} for row in streamed(source, first=0, n=20)]
+    reader: Any = Dealt(nothing)
+    rejected: list[dict[str, Any]] = []
+    examples = StreamedExamples(reader, n_rows=15, seed=7, n_targets=2, vlm=None, on_reject=rejected.append)
+    with pytest.raises(BadInputError, match="not one of a whole epoch's rows can be used"):
+        next(examples.batches(Share(0, 1, 5), first_step=0))
+    assert len(rejected) == 20, "a batch, and an epoch behind it"
+
+
+def test_what_the_vlm_cannot_read_is_rejected(tmp_path: Path) -> None:
+    write_vlm(tmp_path)
+    vlm, rows = load_vlm(str(tmp_path)), [as_read(a_row(i)) for i in range(4)]
+    rows[1]["targets"][2] = {**rows[1]["targets"][2], "target": "It is <image>red."}
+    rows[2]["targets"][0] = {**rows[2]["targets"][0], "prompt": "What colour is it? " * vlm.n_positions}
+    rows[3] = as_read(a_row(3, n_frames=vlm.n_positions // 4))
+    rejected: list[dict[str, Any]] = []
+    block = pa.Table.from_pylist(rows, schema=READ)
+    assert [one.video_id for one in good_examples(block, vlm=vlm, on_reject=rejected.append)] == ["video-000"]
+    assert [(row["video_id"], row["reason"]) for row in rejected] == [
+        ("video-001", "bad_row"),
+        ("video-002", "prompt_too_long"),
+        ("video-003", "prompt_too_long"),
+    ]
+    assert "the target 'It is <image>red.' of 'Which colour does the square have?' has 1 image tokens" in rejected[0]["detail"]
 
 
 def test_rows_out_of_their_places_are_refused(source: Source) -> None:

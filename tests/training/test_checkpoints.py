@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from infra.errors import StorageError
+from tests.servers.child import free_port
 from training import checkpoints
 from video2lora.hypernetwork import Hypernetwork, HypernetworkConfig
 
@@ -77,6 +78,18 @@ def test_what_a_thread_could_not_write_is_said_at_the_next_save(tmp_path: Path) 
     writer.save(Hypernetwork(CONFIG), {}, state={"step": 1, "best_step": None}, metadata={})
     with pytest.raises(StorageError, match="cannot be written"):
         writer.save(Hypernetwork(CONFIG), {}, state={"step": 2, "best_step": None}, metadata={})
+
+
+def test_a_bucket_that_is_away_is_an_error_of_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.s3_requests.PATIENCE_S", 0.0)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "of-nobody")
+    monkeypatch.setattr("s3fs.S3FileSystem.cachable", False)  # or one that knows another endpoint is taken
+    folder = "s3://bucket/checkpoints"
+    for call in (lambda: save(folder, 5), lambda: checkpoints.latest(folder), lambda: checkpoints.prune(folder, kept=1)):
+        with pytest.raises(StorageError, match=f"^{folder}.* cannot be (written|read): .*; run the same command again, it continues"):
+            call()
 
 
 def test_a_changed_file_is_refused(folder: str) -> None:

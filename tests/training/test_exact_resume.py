@@ -12,18 +12,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from disturbed import N_STEPS, a_place, at_a_step, losses, workers, write_recipe
+from disturbed import N_STEPS, N_TRAIN, N_VALIDATION, a_place, at_a_step, checkpoints_of, losses, workers, write_recipe
+from made_examples import a_row, write_examples
 from mlflow import MlflowClient
 
 from infra.cluster import cluster
 from infra.config import Recipe, Where, load_recipe
-from infra.errors import StageFailedError, TerminatedError
+from infra.errors import BadInputError, StageFailedError, TerminatedError
 from infra.tracking import tracking_uri
-from training import train
+from training import checkpoints, train
+from video2lora.pretrained import load_vlm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -44,8 +46,9 @@ def one_ray() -> Iterator[None]:
         yield
 
 
-def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
+def signalled(number: int) -> Callable[[], None]:
+    """To this process, which is the driver's."""
+    return lambda: os.kill(os.getpid(), number)
 
 
 def kill_a_worker(signal_number: int) -> None:
@@ -120,14 +123,20 @@ def test_workers_lost_are_replaced_and_nothing_changes(
 
 
 def test_other_workers_and_other_zero_stages_go_on_from_the_same_checkpoints(
-    recipe: Recipe, undisturbed: list[float], killed: Path, tmp_path: Path
+    recipe: Recipe, undisturbed: list[float], killed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """2 workers and ZeRO 1, whose driver was killed, then 1 and ZeRO 2, then 2 and ZeRO 3, then 1 and ZeRO 1 with one video at a time."""
+    """2 workers and ZeRO 1, whose driver was killed, then 1 and ZeRO 2 till SIGTERM, then 2 and ZeRO 3 till Ctrl-C, then 1 and ZeRO 1 with
+    one video at a time.
+    """
     where = Where(data=str(shutil.copytree(killed, tmp_path / "data")), n_cpus=2)
-    for after, n_workers, stage in ((20, 1, 2), (40, 2, 3)):
+    ends = ((20, 1, 2, signal.SIGTERM, TerminatedError), (40, 2, 3, signal.SIGINT, KeyboardInterrupt))
+    for after, n_workers, stage, number, error in ends:
         changed = recipe.model_copy(update={"training": recipe.training.model_copy(update={"zero_stage": stage})})
-        with at_a_step(recipe, where, terminate, after=after), pytest.raises(TerminatedError, match=r"terminated; \d+ steps are saved"):
+        with at_a_step(recipe, where, signalled(number), after=after), pytest.raises(error) as ended:
             train.run(changed, where.model_copy(update={"training_workers": n_workers}))
+        last = checkpoints.latest(checkpoints_of(recipe, where))
+        assert last is not None and after < last.step < N_STEPS
+        assert f"{last.step} steps are saved" in capfd.readouterr().err + str(ended.value)
     train.run(recipe, where.model_copy(update={"training_workers": 1, "training_videos_at_once": 1}))
     assert losses(recipe, where) == pytest.approx(undisturbed, rel=1e-4)
 
@@ -140,3 +149,19 @@ def test_a_loss_that_is_none_ends_it_and_names_the_videos(recipe: Recipe, tmp_pa
     (kept,) = (tmp_path / "hypernetworks").rglob("stopped/*.json")
     facts = json.loads(kept.read_text())
     assert facts["step"] == len(facts["losses_before"]) and 4 <= len(facts["videos"]) <= 5
+
+
+def test_bad_input_that_one_worker_finds_ends_all_at_once(recipe: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A single video's teacher wrote in other words than the student's."""
+    training = recipe.training.model_copy(update={"kl_weight": 1.0, "n_steps": 9, "validate_every": 9})
+    asked = recipe.model_copy(update={"training": training, "teacher": recipe.teacher.model_copy(update={"logprobs": 1})})
+    rows = [a_row(i, split="train" if i < N_TRAIN else "validation") for i in range(N_TRAIN + N_VALIDATION)]
+    vlm = load_vlm(asked.vlm.model)
+    for i, row in enumerate(rows):
+        for target in row["targets"]:
+            ids = vlm.target_ids("It is not." if i == 4 else target["target"])
+            target |= {"token_ids": ids, "top_token_ids": ids, "top_logprobs": [0.0] * len(ids)}
+    write_examples(asked, str(tmp_path), rows)
+    with pytest.raises(BadInputError, match=r"training\.kl_weight: the teacher's tokens for video-004 are"):
+        train.run(asked, Where(data=str(tmp_path), n_cpus=2))
+    assert "workers were lost" not in capfd.readouterr().err

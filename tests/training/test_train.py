@@ -1,14 +1,21 @@
 """The stage: what it refuses, and what it plans. How it goes on is in test_exact_resume.py."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_examples import a_row, write_examples
+from made_examples import a_row, write_examples, write_vlm
+from mlflow import MlflowClient
 
 from infra.config import Recipe, Where, load_recipe
 from infra.errors import BadInputError
-from training import train
+from infra.sets import hypernetwork_made, hypernetwork_output
+from infra.tracking import tracking_uri
+from training import checkpoints, train
+from training.history import History
+from training.models import new_hypernetwork
 from training.plan import plan
+from video2lora.pretrained import load_vlm
 
 SETTINGS = """
 vlm: {model: VLM}
@@ -90,6 +97,33 @@ def test_a_split_is_held_where_it_fits_and_streams_where_not(recipe: Recipe, whe
         assert planned.is_held == is_held and planned.train.n_rows == N_TRAIN and not planned.train.stored_tokens
         assert planned.validation is not None and planned.validation.n_rows == N_VALIDATION
     assert sorted(shard.address for shard in planned.train.shards) == sorted(examples.shards())
+
+
+def test_a_network_is_complete_only_once_it_is_tracked(recipe: Recipe, where: Where, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is ended on the way there comes back to it."""
+    write_vlm(Path(recipe.vlm.model))
+    vlm = load_vlm(recipe.vlm.model)
+    examples = train.examples_of(recipe, where)
+    output, history = hypernetwork_output(recipe, examples), History()
+    output.begin(hypernetwork_made(recipe, examples))
+    for step in range(recipe.training.n_steps):
+        history.enter(float(step))
+    metadata = {"step": 6, "losses": history.curve(), "validation": [], "n_rejected": 0}
+    checkpoints.save(new_hypernetwork(recipe, vlm), {}, f"{output.folder}/checkpoints", state=history.state(), metadata=metadata)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("infra.tracking.open_run", raising(KeyboardInterrupt))
+        train.run(recipe, where)
+    assert not output.is_complete()
+    assert "6 steps, loss 5.000" in train.run(recipe, where) and output.is_complete()
+    (version,) = MlflowClient(tracking_uri=tracking_uri(where)).search_model_versions("name = 'video2lora-vlm'")
+    assert version.tags["weights"]
+
+
+def raising(error: type[BaseException]) -> Callable[..., None]:
+    def do(*_: object, **__: object) -> None:
+        raise error
+
+    return do
 
 
 @pytest.mark.slow
