@@ -27,7 +27,7 @@ def a_student(folder: str) -> TargetLoss:
         n_layers=len(vlm.layers), d_vlm=vlm.d_vlm, target_modules=vlm.module_sizes(["down_proj"]), r=3, n_latents=5, n_blocks=1,
         d_latent=24, n_heads=2, n_kv_heads=1, d_head=12, normalise_features=True,
     )  # fmt: skip
-    hypernetwork = Hypernetwork(config, seed=5)
+    hypernetwork = Hypernetwork(config, seed=5, checkpoint_projection=True)  # as on GPUs
     with torch.no_grad():
         hypernetwork.heads["down_proj"].scale_b.normal_(std=0.1, generator=torch.Generator().manual_seed(6))
     return TargetLoss(hypernetwork, vlm)
