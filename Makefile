@@ -59,7 +59,7 @@ fast: setup
 test: check
 	@$(MAKE) --no-print-directory --keep-going ceph postgres || test -z "$$V2L_REQUIRE_CEPH"
 	$(FAST)
-	$(RUN)/pytest -m slow
+	$(RUN)/pytest -m slow --durations=25
 
 # Each fault at random points, ten times: hours. `make chaos CHAOS=1 ON=tests/faults/test_frames.py` tries one file. docs/faults.md
 CHAOS ?= 10

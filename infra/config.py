@@ -134,7 +134,7 @@ class TrainingSettings(Settings):
     n_steps: int = Field(default=9000, ge=1)
     videos_per_step: int = Field(default=384, ge=1)  # over all workers
     targets_per_video: int = Field(default=1, ge=1)
-    tasks: tuple[str, ...] | None = None  # which targets are trained on: summary, caption, qa; None: all
+    tasks: tuple[str, ...] | None = None  # which targets are trained on: summary, caption, question; None: all
     max_chunks: int = Field(default=1, ge=1)  # a step's videos are read in 1 to so many chunks whose adapters are composed; published: 1
     visual_tokens: Literal["computed", "stored"] = "computed"  # stored: by the table `visual_tokens`, and pictures are not read
     ce_weight: float = Field(default=1.0, ge=0)  # of the cross-entropy of a target's tokens

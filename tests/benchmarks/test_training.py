@@ -1,12 +1,14 @@
 """The rivals of training compute what ours computes, loss and gradients alike: a step that is fast because it learns less is no rival."""
 
+import shutil
+
 import pytest
 import torch
 
 from benchmarks.training import CACHED, PUBLISHED, STORED, Row, measure_lora, measure_steps, ratio, tables, verdicts
 from benchmarks.training_bench import made_bench
 from benchmarks.training_costs import peak_bytes
-from benchmarks.training_rivals import Apply, Bench, PeftLoop, batched, lora_part, made_layers, ours, per_token, published
+from benchmarks.training_rivals import Apply, Bench, PeftLoop, batched, compiled, lora_part, made_layers, ours, per_token, published
 from benchmarks.training_workers import speed_ups
 
 CPU = torch.device("cpu")
@@ -51,6 +53,18 @@ def test_memory_is_what_is_held_at_once() -> None:
         torch.autograd.grad(total, [x, weight], torch.ones(7, 13))  # 91 ones; 91 of hidden's; 143 and 77 of the two
 
     assert peak_bytes(work, CPU) == 4 * (91 + 91 + 91 + 143 + 77)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_step_has_the_same_loss_and_gradients(bench: Bench) -> None:
+    expected, compiled_one = gradients(bench, ours(bench, "tokens")), compiled(bench)
+    found = gradients(compiled_one, ours(compiled_one, "tokens"))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=0, atol=1e-3 * float(value.abs().max()), msg=lambda told, name=name: f"{name}: {told}"
+        )
 
 
 @pytest.mark.slow

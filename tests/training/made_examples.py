@@ -32,7 +32,7 @@ def a_row(number: int, *, split: str = "train", n_frames: int = 3) -> dict[str, 
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "JPEG", quality=95)
         jpegs.append(buffer.getvalue())
-    targets = [{"task": "qa", "prompt": question, "target": f"It is {colour}."} for question in QUESTIONS]
+    targets = [{"task": "question", "prompt": question, "target": f"It is {colour}."} for question in QUESTIONS]
     times = {"timestamps_s": [0.5 * i for i in range(n_frames)], "duration_s": 0.5 * n_frames}
     return {"video_id": f"video-{number:03d}", "version": "v", "split": split, "jpegs": jpegs, **times, "targets": targets}
 

@@ -222,6 +222,6 @@ def test_a_shard_with_other_rows_than_it_had_is_refused(source: Source) -> None:
 
 def test_targets_of_some_tasks_alone(source: Source) -> None:
     row = a_row(0)
-    row["targets"] = [{**one, "task": task} for one, task in zip(row["targets"], ("qa", "summary", "qa"), strict=True)]
+    row["targets"] = [{**one, "task": task} for one, task in zip(row["targets"], ("question", "summary", "question"), strict=True)]
     assert [one["prompt"] for one in read_row(row, tasks=("summary",))["targets"]] == [row["targets"][1]["prompt"]]
     assert read_row(row, tasks=("caption",))["detail"] == "the row has no target of caption"

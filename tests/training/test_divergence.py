@@ -85,7 +85,7 @@ def written(vlm: FrozenVLM, text: str, *, end: str = "<end_of_utterance>", k: in
     ids = vlm.tokenizer.encode(f" {text}{end}", add_special_tokens=False)
     best = random_logits(len(ids), n_tokens=len(ids), n_words=320).log_softmax(-1).topk(k)
     stored = TeacherTokens(np.array(ids, np.int32), best.indices.numpy().astype(np.int32), best.values.numpy())
-    return Target("qa", PROMPT, text, stored)
+    return Target("question", PROMPT, text, stored)
 
 
 def rows_of(vlm: FrozenVLM, *targets: Target, newline: bool = False) -> Rows:

@@ -13,6 +13,7 @@ from infra.config import Where, load_recipe, read_yaml
 from infra.errors import BadInputError, StageFailedError
 from infra.sets import examples_set, frames_made, frames_set, hypernetwork_output, hypernetworks_of, made_targets
 from infra.storage import Table
+from teacher.prompts import QUESTION, load_prompt_set
 from training import measures, sweep, sweep_table
 from training.sweep_measures import Outcome, numbers
 
@@ -60,11 +61,11 @@ def test_a_wrong_sweep_is_refused_by_its_path(tmp_path: Path, text: str, says: s
 
 
 def test_each_change_and_seed_is_a_recipe_and_the_vlm_alone_is_asked_once(tmp_path: Path) -> None:
-    runs = runs_of(tmp_path, "seeds: [7, 3]\nchanges: {a: {hypernetwork.r: 3, training.lr: 0.5}, b: {training.tasks: [qa]}}")
+    runs = runs_of(tmp_path, "seeds: [7, 3]\nchanges: {a: {hypernetwork.r: 3, training.lr: 0.5}, b: {training.tasks: [question]}}")
     assert [(one.change, one.seed) for one in runs] == [("base", 7), ("a", 7), ("b", 7), ("base", 3), ("a", 3), ("b", 3)]
     assert [one.recipe.training.seed for one in runs] == [7, 7, 7, 3, 3, 3]
     assert [one.recipe.hypernetwork.r for one in runs] == [2, 3, 2] * 2 and runs[1].recipe.training.lr == 0.5
-    assert runs[2].recipe.training.tasks == ("qa",)
+    assert runs[2].recipe.training.tasks == ("question",)
     assert [set(one.recipe.answer.systems) for one in runs] == [{"base", "blind", "ours", "other_video"}] + [{"ours", "other_video"}] * 5
     assert runs[0].settings == {} and runs[4].settings == {"hypernetwork.r": 3, "training.lr": 0.5}
 
@@ -209,6 +210,12 @@ def test_a_sweep_without_examples_begins_nothing(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="run `video2lora targets` first"):
         sweep.run(file, Where(data=str(tmp_path / "data")))
     assert not (tmp_path / "data").exists()
+
+
+def test_the_sweep_that_ships_trains_on_tasks_that_its_teacher_has() -> None:
+    for run in sweep.runs_of(read_yaml(sweep.Sweep, "ablations", kind="sweep"), where="sweep ablations"):
+        groups = load_prompt_set(run.recipe.teacher.prompts).groups.values()
+        assert set(run.recipe.training.tasks or ()) <= {QUESTION, *(group.task for group in groups)}, run.change
 
 
 @pytest.mark.slow
