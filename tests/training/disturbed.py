@@ -1,4 +1,4 @@
-"""A training that something happens to: of 60 steps on 13 made videos, of which one cannot be decoded."""
+"""A training that something happens to: of 100 steps on 13 made videos, of which one cannot be decoded."""
 
 import random
 import threading
@@ -19,11 +19,11 @@ vlm: {model: VLM}
 frames: {sampling: {policy: uniform, n_frames: 3}, longest_edge_px: 31}
 hypernetwork: {r: 2, n_latents: 3, n_blocks: 1, d_latent: 16, n_heads: 2, n_kv_heads: 1, d_head: 8, normalise_features: true}
 training:
-  {n_steps: 60, videos_per_step: 5, targets_per_video: 2, max_chunks: 2, lr: 3.0e-3, checkpoint_every: 5, validate_every: 30}
+  {n_steps: 100, videos_per_step: 5, targets_per_video: 2, max_chunks: 2, lr: 3.0e-3, checkpoint_every: 5, validate_every: 50}
 answer: {max_new_tokens: 3}
 """
 N_TRAIN, N_VALIDATION = 13, 3
-N_STEPS = 60
+N_STEPS = 100
 
 
 def write_recipe(folder: Path) -> str:
@@ -33,9 +33,9 @@ def write_recipe(folder: Path) -> str:
     return str(folder / "recipe.yaml")
 
 
-def a_place(folder: Path, recipe: Recipe) -> Where:
+def a_place(folder: Path, recipe: Recipe, *, n_train: int = N_TRAIN) -> Where:
     """A data folder with the examples."""
-    rows = [a_row(i, split="train" if i < N_TRAIN else "validation") for i in range(N_TRAIN + N_VALIDATION)]
+    rows = [a_row(i, split="train" if i < n_train else "validation") for i in range(n_train + N_VALIDATION)]
     rows[1]["jpegs"][2] = b"no picture"
     write_examples(recipe, str(folder), rows)
     return Where(data=str(folder), n_cpus=2)

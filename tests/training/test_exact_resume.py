@@ -87,7 +87,7 @@ def test_a_killed_driver_is_continued_in_one_run(recipe: Recipe, undisturbed: li
     metadata = json.loads(Path(output.folder, "config.json").read_text())["metadata"]
     assert metadata["step"] == N_STEPS == metadata["losses"][-1][0] and list(metadata["rejected"]) == ["video-001"]
     assert metadata["made_from"]["inputs"]["examples"]["asked"] == {"stage": "test of examples"}
-    assert [(one["step"], one["n_targets"], one["n_answered"]) for one in metadata["validation"]] == [(30, 6, 6), (60, 6, 6)]
+    assert [(one["step"], one["n_targets"], one["n_answered"]) for one in metadata["validation"]] == [(50, 6, 6), (100, 6, 6)]
     check_tracking(where, undisturbed)
 
 
@@ -98,7 +98,7 @@ def check_tracking(where: Where, expected: list[float]) -> None:
     assert run.info.status == "FINISHED" and run.data.params["training.n_steps"] == str(N_STEPS)
     found = {point.step: point.value for point in client.get_metric_history(run.info.run_id, "loss")}
     assert [found[step + 1] for step in range(len(expected))] == expected
-    assert {point.step for point in client.get_metric_history(run.info.run_id, "validation_blind_token_f1")} == {30, 60}
+    assert {point.step for point in client.get_metric_history(run.info.run_id, "validation_blind_token_f1")} == {50, 100}
     names = {"grad_norm", "lr", "targets_per_s", "tokens_per_s", "data_wait_share", "floor_share", "memory_bytes"}
     assert names <= run.data.metrics.keys()
     files = {file.path for file in client.list_artifacts(run.info.run_id, "hypernetwork")}

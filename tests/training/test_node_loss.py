@@ -18,6 +18,8 @@ from training import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+N_TRAIN = 101  # an epoch is one task of Ray Data's, and takes a second or two here whatever its size
+
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Any]:
@@ -28,11 +30,12 @@ def nodes() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    return load_recipe(write_recipe(tmp_path_factory.mktemp("recipe")))
+    recipe = load_recipe(write_recipe(tmp_path_factory.mktemp("recipe")))
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"n_steps": 40, "validate_every": 40})})
 
 
 def streaming(folder: Path, recipe: Recipe, nodes: Any) -> Where:
-    return a_place(folder, recipe).model_copy(update={"ray_address": nodes.address, "training_held_bytes": 0})
+    return a_place(folder, recipe, n_train=N_TRAIN).model_copy(update={"ray_address": nodes.address, "training_held_bytes": 0})
 
 
 def kill_a_node(nodes: Any) -> None:
