@@ -260,10 +260,8 @@ def _shares(where: Where) -> tuple[float, int]:
     n_cores = [node["CPU"] for node in nodes if node.get("CPU", 0.0) > 0]
     if not n_cores:
         raise StageFailedError("train: no node of the Ray cluster has a CPU")
-    n_gpus, asked = (
-        sum(node.get("GPU", 0.0) for node in nodes),
-        where.training_gpus * (where.training_min_workers or where.training_workers),
-    )
+    n_gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    asked = where.training_gpus * (where.training_min_workers or where.training_workers)
     if n_gpus < asked:
         say(f"train: waiting for {asked:g} GPUs (VIDEO2LORA_TRAINING_GPUS, _WORKERS): the Ray cluster has {n_gpus:g} now")
     per_node = math.ceil(where.training_workers / len(n_cores))
