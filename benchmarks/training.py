@@ -9,7 +9,7 @@ Where PyAV is not installed nothing is decoded, also not by the published step; 
 of CPUs with two idle cores alone: `benchmarks.training_workers`.
 
 Command  python -m benchmarks.training --model 500m -o benchmarks/results/training-500m.md        (tiny, 256m, 500m, or a model folder)
-Cost     on 2 CPU cores: tiny 5 minutes, 256m 75, 500m 2 hours (from FLOPs; --rounds 3: half of it); --quick: a minute of `tiny`.
+Cost     on 2 CPU cores: tiny 5 minutes, 256m with --rounds 2 17 minutes; 500m, from FLOPs, 1.6 times 256m; --quick: a minute of `tiny`.
 """
 
 import argparse

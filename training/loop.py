@@ -117,7 +117,7 @@ def steps(worker: Worker, teller: Teller, after_step: Callable[[], None]) -> Non
             worker.writer.wait()
             teller.tell("saved", step=step.step)
             teller.wait()
-            worker.summed([0.0])  # nobody leaves before the first worker has saved. Of no numbers at all, none would wait
+            worker.wait_for_all()  # nobody leaves before the first worker has saved
         if mine.to_leave:
             raise StageFailedError(f"train: worker {worker.rank} was terminated (SIGTERM), step {step.step} is saved")
         if of_all.to_end:

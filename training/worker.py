@@ -259,6 +259,10 @@ class Worker:
         """Every worker's videos of the present step. All workers must call it together."""
         return [one for of_worker in self.gathered(self.in_step) for one in of_worker]
 
+    def wait_for_all(self) -> None:
+        """Until every worker has come here. Of no numbers at all nothing is summed, and none would wait."""
+        self.summed([0.0])
+
     def gathered(self, mine: Any) -> list[Any]:
         """What each worker gives, by rank. All workers must call it together."""
         found = [None] * self.n_workers
