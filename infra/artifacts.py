@@ -1,6 +1,7 @@
 """Every table and file that stages exchange: its schema, its key, its path. Stages meet here and nowhere else.
 
-    video files -> videos, questions -> frames -> targets -> examples (-> visual_tokens) -> hypernetwork -> answers -> report
+    video files -> videos, questions -> frames -> targets -> examples (-> visual_tokens) -> hypernetwork
+                                                                         -> answers (-> judgements) -> report
 
 A row leaves the flow only as a row of `rejects`, with a reason from `REJECT_REASONS`. Times are in seconds, sizes in pixels.
 A table is a folder; `infra.storage` says how it is written and committed. A key names all that its row depends on: by the set that
@@ -63,9 +64,10 @@ SCENES = _spec(
 )  # fmt: skip
 QUESTIONS = _spec(
     "questions", ("question_id", "version"),
-    question_id=pa.string(), version=pa.string(),  # of benchmark and references
+    question_id=pa.string(), version=pa.string(),  # of benchmark, task and references
     video_id=pa.string(), benchmark=pa.string(), style=pa.string(), question=pa.string(),
     references=pa.list_(pa.string()),
+    task=pa.string(),  # question or caption: which rubric a judge marks it by
 )  # fmt: skip
 FRAMES = _spec(
     "frames", ("video_id",),
@@ -95,10 +97,18 @@ ANSWERS = _spec(
     question_id=pa.string(), system=pa.string(), answer=pa.string(), n_input_tokens=pa.int32(), n_visual_tokens=pa.int32(),
     ttft_s=pa.float64(),  # null where it was not measured alone
 )  # fmt: skip
+JUDGEMENTS = _spec(
+    "judgements", ("judgement_id",),
+    judgement_id=pa.string(),  # of task, question, references and answer (infra.judged): the same words are judged once
+    score=pa.float64(),  # in [0, 1]
+    points=pa.int32(),  # as the rubric has them, 0 to 5
+    rationale=pa.string(),
+    replies=pa.list_(pa.string()),  # the judge's, raw: the last one counts, those before were not what was asked for
+)  # fmt: skip
 REJECTS = _spec("rejects", ("stage", "key"), stage=pa.string(), key=pa.string(), reason=pa.string(), detail=pa.string())
 REJECTS_BY_KEY = TableSpec("rejects", REJECTS.schema, ("key",))  # within the table of one stage
 
-TABLES = {spec.name: spec for spec in (FILES, SCENES, VIDEOS, QUESTIONS, FRAMES, TARGETS, EXAMPLES, VISUAL_TOKENS, ANSWERS)}
+TABLES = {spec.name: spec for spec in (FILES, SCENES, VIDEOS, QUESTIONS, FRAMES, TARGETS, EXAMPLES, VISUAL_TOKENS, ANSWERS, JUDGEMENTS)}
 
 REJECT_REASONS = frozenset(reason.value for reason in RejectReason) | {
     "no_path",  # a manifest row without a path
@@ -116,8 +126,14 @@ REJECT_REASONS = frozenset(reason.value for reason in RejectReason) | {
     "unfinished_target",  # stopped at the token limit
     "teacher_error",
     "no_targets",  # frames that no target came for
+    "judge_error",  # no reply of the judge was what its schema asks for
 }
 
-SYSTEMS = ("base", "ours", "other_video", "static", "blind", "caption")
-"""base: video in context. ours: its adapter. other_video: another video's. static: the video-independent one alone.
-blind: neither. caption: the teacher's caption as text in the prompt."""
+TASKS = ("question", "caption")
+
+SYSTEMS = ("base", "sampled", "ours", "merged", "composed", "other_video", "static", "blind", "caption", "champion")
+"""base: video in context. sampled: base, with fewer frames where all of them do not fit. ours: the video's adapter. merged: ours, in the
+weights. composed: the adapters of its chunks, composed. other_video: another video's. static: the video-independent one alone. blind:
+neither. caption: the teacher's caption as text in the prompt. champion: the adapter of another hypernetwork, which `ours` challenges."""
+
+USUAL_SYSTEMS = ("base", "ours", "other_video", "static", "blind", "caption")

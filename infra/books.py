@@ -29,14 +29,15 @@ from infra.objects import names, read_bytes
 from infra.outputs import Output
 from infra.parquet import from_parquet
 from infra.progress import counting
-from infra.sets import HYPERNETWORKS, hypernetworks_of, tables_of
+from infra.sets import FIGURES, HYPERNETWORKS, REPORTS, outputs_of, tables_of
 from infra.state import ROWS, File, State, among
 from infra.storage import Table
 
 N_READING = 8  # threads; Python's lock is free while they read and hash
 WIDE = 200  # columns, where there is no terminal to fit into
 MAKES = dict.fromkeys(("files", "scenes", "videos", "questions"), "manifest SOURCE")
-MAKES |= {"visual_tokens": "encode", "answers": "answer", HYPERNETWORKS: "train"}
+MAKES |= {"visual_tokens": "encode", "answers": "answer", "judgements": "judge", HYPERNETWORKS: "train", REPORTS: "report"}
+MAKES |= {FIGURES: "reproduce TABLE"}
 """The stage that makes a table, where it is not called like it."""
 
 Kind = Literal[
@@ -116,17 +117,16 @@ def examine_tables(tables: list[Table]) -> list[Book]:
 def examine_outputs(root: str) -> list[Finding]:
     """What was begun and is not complete of the folders without rows."""
     found = []
-    for output in outputs_of(root):
+    for output in all_outputs(root):
         if not output.is_complete():
             command = makes(output.name.split("/")[0])
             found.append(Finding("output", output.folder, "", f"is begun and not complete: run `{command}`"))
     return found
 
 
-def outputs_of(root: str) -> list[Output]:
+def all_outputs(root: str) -> list[Output]:
     """Every folder without rows that was begun. Raises StorageError."""
-    report = Output(root, "report")
-    return [*hypernetworks_of(root), *([report] if report.is_begun() else [])]
+    return [output for folder in (HYPERNETWORKS, REPORTS, FIGURES) for output in outputs_of(root, folder)]
 
 
 def makes(name: str) -> str:

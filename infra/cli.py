@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from infra import adapter_commands, demo, jobs, table_commands
+from infra import adapter_commands, demo, evaluation_commands, jobs, table_commands
 from infra.config import load_recipe, load_where
 from infra.errors import CommandError
 
@@ -85,18 +85,6 @@ def train(
 
 
 @app.command()
-def answer(recipe: RecipeOption = "demo") -> None:
-    """Test questions answered by each system -> `answers`."""
-    _run_stage("answer", recipe)
-
-
-@app.command()
-def report(recipe: RecipeOption = "demo") -> None:
-    """`answers` -> table, report.json and an HTML page."""
-    _run_stage("report", recipe)
-
-
-@app.command()
 def sweep(
     name: Annotated[str, typer.Argument(metavar="SWEEP", help="A shipped sweep's name or a YAML file.")],
     as_json: table_commands.JsonOption = False,
@@ -111,6 +99,7 @@ def run_demo(recipe: RecipeOption = "demo") -> None:
     demo.run(load_recipe(recipe), load_where())
 
 
+evaluation_commands.mount(app)
 table_commands.mount(app)
 adapter_commands.mount(app)
 

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from infra.artifacts import SYSTEMS
+from infra.artifacts import USUAL_SYSTEMS
 from infra.errors import BadInputError
 from video2lora.sampling import Sampling
 
@@ -160,11 +160,46 @@ class TrainingSettings(Settings):
 
 
 class AnswerSettings(Settings):
-    systems: tuple[Literal["base", "ours", "other_video", "static", "blind", "caption"], ...] = SYSTEMS  # type: ignore[assignment]
+    systems: tuple[
+        Literal["base", "sampled", "ours", "merged", "composed", "other_video", "static", "blind", "caption", "champion"], ...
+    ] = USUAL_SYSTEMS  # type: ignore[assignment]
     split: Literal["train", "validation", "test"] = "test"
     max_new_tokens: int = Field(default=64, ge=1)
     questions_per_batch: int = Field(default=64, ge=1)
     n_timed: int = Field(default=24, ge=0)  # questions per system whose time to first token is measured alone
+    sampled_frames: int = Field(default=64, ge=1)  # of `sampled`; beyond about 100 a SmolVLM2 prompt passes its 8,192 positions
+    n_chunks: int = Field(default=2, ge=2)  # of `composed`; paper 5.6: two halves
+    champion: str | None = None  # folder of the hypernetwork of `champion`
+
+
+class JudgeModel(Settings):
+    """A judge, and how it is asked. Paper, appendix A: Qwen3-VL-30B on vLLM, text alone, temperature 0, 1,024 tokens."""
+
+    model: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    served_by: Literal["vllm", "endpoint"] = "vllm"
+    max_tokens: int = Field(default=1024, ge=1)
+    max_model_len: int = Field(default=8192, ge=16)
+
+
+class JudgeSettings(JudgeModel):
+    n_tries: int = Field(default=3, ge=1)  # for a reply that is what its schema asks for
+    second: JudgeModel | None = None  # marks a sample too, so that the report can say how far the two agree
+    n_second: int = Field(default=200, ge=2)  # answers in that sample; paper: 200, by people
+
+
+class EvaluationSettings(Settings):
+    """What the report claims, and how surely. Paper 4.3: margins 0.15 on the judge and 0.05 on token F1, by 95 % intervals.
+
+    A claim at `alpha` holds where the interval of confidence 1 - 2 alpha lies within the margin: 0.025 is the paper's.
+    """
+
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)  # of the trainings that are evaluated; None: training.seed
+    margin: float = Field(default=0.05, gt=0, lt=1)  # of every score
+    judge_margin: float = Field(default=0.15, gt=0, lt=1)  # the paper's, of the judge's score, beside `margin`
+    alpha: float = Field(default=0.025, gt=0, lt=0.5)
+    n_draws: int = Field(default=10_000, ge=100)  # of the bootstrap
 
 
 class Recipe(Settings):
@@ -179,6 +214,13 @@ class Recipe(Settings):
     hypernetwork: HypernetworkSettings = HypernetworkSettings()
     training: TrainingSettings = TrainingSettings()
     answer: AnswerSettings = AnswerSettings()
+    judge: JudgeSettings | None = None  # None: answers are scored by their words alone
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    def of_seeds(self) -> list["Recipe"]:
+        """The recipe once for each training that is evaluated."""
+        seeds = self.evaluation.seeds or (self.training.seed,)
+        return [self.model_copy(update={"training": self.training.model_copy(update={"seed": seed})}) for seed in seeds]
 
     def section(self, *names: str) -> dict[str, Any]:
         """The named parts as plain values: what a table's `made.json` records."""
@@ -212,6 +254,7 @@ class Where(BaseSettings):
     training_videos_at_once: int | None = Field(default=None, ge=1)  # per worker, of a step's; None: all. For what its memory takes
     training_held_bytes: int = Field(default=1 << 30, ge=0)  # of pictures or visual tokens that a worker holds; a larger split streams
     training_gpus: float = Field(default=0.0, ge=0)  # per worker
+    wordnet: str = "/usr/share/wordnet"  # folder of WordNet 3.0's database, for WUPS; Debian's wordnet-base puts it there
 
 
 def load_recipe(name_or_path: str) -> Recipe:

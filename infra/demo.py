@@ -25,7 +25,8 @@ def run(recipe: Recipe, where: Where) -> None:
     if recipe.world is None:
         raise BadInputError("recipe: world: got nothing, expected the settings of a made world (the demo makes its own clips)")
     seconds: list[tuple[str, float, str]] = []
-    later = (name for name in jobs.STAGES if name not in ("clips", "encode"))  # train encodes where its recipe wants that stored
+    not_here = {"clips", "encode"} | (set() if recipe.judge else {"judge"})  # train encodes where its recipe wants that stored
+    later = (name for name in jobs.STAGES if name not in not_here)
     steps = ["clips", "manifest", *later]
     with ExitStack() as held:
         for i, name in enumerate(steps, start=1):

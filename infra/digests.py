@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
-def short_hash(value: Any) -> str:
-    """8 hex digits of a JSON value: names of sets and versions of rows. Of 1,000 versions of one key, two agree with a chance of 1e-4."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+def short_hash(value: Any, *, n_digits: int = 8) -> str:
+    """Hex digits of a JSON value: names of sets and versions of rows. Of 1,000 versions of a key, two agree in 8 with a chance of 1e-4."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:n_digits]
 
 
 def digest(texts: Iterable[str] | pa.Array | pa.ChunkedArray) -> str:

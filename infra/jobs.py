@@ -16,6 +16,7 @@ STAGES = {  # in their order; `manifest`, which takes a source besides, stands b
     "encode": "training.visual_tokens",
     "train": "training.train",
     "answer": "training.answer",
+    "judge": "teacher.judge",
     "report": "training.report",
 }
 

@@ -10,7 +10,7 @@ Hypernetworks lie side by side likewise, a folder for each training. What a trai
 import re
 from typing import Any
 
-from infra.config import HOW, Recipe, SceneSettings
+from infra.config import HOW, JudgeModel, Recipe, SceneSettings
 from infra.digests import short_hash
 from infra.errors import BadInputError
 from infra.log import Log
@@ -19,6 +19,8 @@ from infra.outputs import Output
 from infra.storage import Table
 
 HYPERNETWORKS = "hypernetworks"  # the folder of all of them
+REPORTS = "reports"
+FIGURES = "figures"
 READER = 1  # of frames: raised when the same file and settings would give other pictures
 ENCODER = 1  # of visual tokens: raised when the same pictures and weights would give others
 
@@ -67,14 +69,8 @@ def made_targets(recipe: Recipe, root: str) -> Table:
 
     Raises BadInputError where there are none.
     """
-    found = []
-    for table in begun_targets(recipe, root):
-        state = table.state()
-        if state.completed is not None and state.is_complete:
-            found.append((state.completed["at"], table))
-    if not found:
-        raise BadInputError(f"{root}/targets: no complete set of this recipe's teacher and frames: run `video2lora targets` first")
-    return max(found, key=lambda one: one[0])[1]
+    missing = f"{root}/targets: no complete set of this recipe's teacher and frames: run `video2lora targets` first"
+    return _finished_last(begun_targets(recipe, root), missing)
 
 
 def examples_made(recipe: Recipe, targets: Table) -> Made:
@@ -139,15 +135,53 @@ def trained_hypernetwork(recipe: Recipe, root: str) -> Output:
     return max(found, key=lambda one: one[0])[1]
 
 
-def hypernetworks_of(root: str) -> list[Output]:
-    """Every training that was begun under a root. Raises StorageError."""
-    outputs = [Output(root, f"{HYPERNETWORKS}/{name}") for name in folders(f"{root.rstrip('/')}/{HYPERNETWORKS}")]
+def made_output(root: str, folder: str, label: str, made: Made) -> Output:
+    """The folder of a report or a figure that was made so, beside others of its kind (REPORTS, FIGURES)."""
+    return Output(root, f"{folder}/{_folder_name(label, made)}")
+
+
+def outputs_of(root: str, folder: str) -> list[Output]:
+    """Every output that was begun in a folder of a root. Raises StorageError."""
+    outputs = [Output(root, f"{folder}/{name}") for name in folders(f"{root.rstrip('/')}/{folder}")]
     return [output for output in outputs if output.is_begun()]
 
 
-def answers_set(root: str, made: Made) -> Table:
-    """Answers by systems that were made so."""
-    return _table(root, "answers", "answers", made)
+def hypernetworks_of(root: str) -> list[Output]:
+    """Every training that was begun under a root. Raises StorageError."""
+    return outputs_of(root, HYPERNETWORKS)
+
+
+def answers_made(recipe: Recipe, root: str) -> Made:
+    """What a row of `answers` depends on beside question and system. Raises BadInputError where an input is not complete."""
+    tables = {"videos": Table(root, "videos"), "questions": Table(root, "questions"), "frames": frames_set(recipe, root)}
+    if "caption" in recipe.answer.systems:
+        tables["targets"] = made_targets(recipe, root)
+    inputs = {name: table.made_from() for name, table in tables.items()}
+    inputs["hypernetwork"] = trained_hypernetwork(recipe, root).made_from()
+    return {"stage": "answer", **recipe.section("vlm", "answer"), "inputs": inputs}
+
+
+def answers_set(recipe: Recipe, root: str) -> Table:
+    """The recipe's answers, from the tables and the hypernetwork that are there now. Raises BadInputError as `answers_made`."""
+    return _table(root, "answers", "answers", answers_made(recipe, root))
+
+
+def judgements_made(judge: JudgeModel, *, weights: str, rubrics: str) -> Made:
+    """What a row of `judgements` depends on beside its words; `weights` names the judge's, `rubrics` is the digest of what it is told."""
+    asked = judge.model_dump(mode="json", include=set(JudgeModel.model_fields))
+    return {"stage": "judge", "judge": asked, "weights": weights, "rubrics": rubrics}
+
+
+def judgements_set(judge: JudgeModel, root: str, *, weights: str, rubrics: str) -> Table:
+    """What this judge said by these rubrics, whichever recipe asked it."""
+    return _table(root, "judgements", _basename(judge.model), judgements_made(judge, weights=weights, rubrics=rubrics))
+
+
+def made_judgements(judge: JudgeModel, root: str) -> Table:
+    """What the judge said, where that is finished; of several weights and rubrics, those finished last. Raises BadInputError if none is."""
+    asked = judgements_made(judge, weights="", rubrics="")
+    found = [table for table, made in sets_of(root, "judgements") if {**made, "weights": "", "rubrics": ""} == asked]
+    return _finished_last(found, f"{root}/judgements: no complete set of this recipe's judge: run `video2lora judge` first")
 
 
 def sets_of(root: str, name: str) -> list[tuple[Table, Made]]:
@@ -167,9 +201,21 @@ def register(table: Table, made: Made) -> None:
 def tables_of(root: str) -> list[Table]:
     """Every table under a root that a run has begun, each set of it. Raises StorageError."""
     found = [Table(root, name) for name in ("files", "videos", "questions")]
-    for name in ("scenes", "frames", "targets", "examples", "visual_tokens", "answers"):
+    for name in ("scenes", "frames", "targets", "examples", "visual_tokens", "answers", "judgements"):
         found += [table for table, _ in sets_of(root, name)]
     return [table for table in found if table.state().begun is not None]
+
+
+def _finished_last(tables: list[Table], missing: str) -> Table:
+    """Raises BadInputError with `missing` where none is complete."""
+    found = []
+    for table in tables:
+        state = table.state()
+        if state.completed is not None and state.is_complete:
+            found.append((state.completed["at"], table))
+    if not found:
+        raise BadInputError(missing)
+    return max(found, key=lambda one: one[0])[1]
 
 
 def _basename(model: str) -> str:

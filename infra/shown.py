@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from rich.table import Table as Grid
 
 from infra.artifacts import REJECTS_BY_KEY, TABLES
-from infra.books import console, outputs_of
+from infra.books import all_outputs, console
 from infra.errors import BadInputError
 from infra.log import Entry
 from infra.of_video import FORGOTTEN, Video, one_video, video_of
@@ -33,7 +33,7 @@ def tables(root: str, *, name: str | None = None) -> Facts:
         raise BadInputError(f"{name}: no such table, expected one of {', '.join(TABLES)}")
     made = _made(root)
     found = [_table(table, made.get((table.name, table.set))) for table in tables_of(root) if name in (None, table.name)]
-    outputs = [{"output": one.name, "complete": one.is_complete()} for one in (outputs_of(root) if name is None else [])]
+    outputs = [{"output": one.name, "complete": one.is_complete()} for one in (all_outputs(root) if name is None else [])]
     return {"root": root, "tables": found, "outputs": outputs}
 
 

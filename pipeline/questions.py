@@ -38,7 +38,7 @@ def match_questions(source: Source, ids: Mapping[tuple[str, Span], str], *, benc
         if question_id in rows:
             rejects.append(reject(STAGE, row.key, "duplicate", f"asked of {one.uri} before: {one.question}"))
             continue
-        version = short_hash([one.benchmark, one.references])
+        version = short_hash([one.benchmark, one.task, one.references])
         told = one.model_dump(exclude={"uri", "start_s", "end_s"})
         rows[question_id] = {"question_id": question_id, "version": version, "video_id": video, **told}
     return list(rows.values()), rejects

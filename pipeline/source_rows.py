@@ -42,6 +42,7 @@ class QuestionRow(_Row):
     references: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
     style: str = ""
     benchmark: str = ""
+    task: Literal["question", "caption"] = "question"
 
 
 def parse_video(row: SourceRow, folder: str) -> VideoRow | Row:

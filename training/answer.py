@@ -31,7 +31,7 @@ from infra.config import Recipe, Where, load_recipe, load_where
 from infra.errors import BadInputError
 from infra.outputs import Output
 from infra.progress import counting, say
-from infra.sets import answers_set, frames_set, made_targets, trained_hypernetwork
+from infra.sets import answers_made, answers_set, frames_set, made_targets, trained_hypernetwork
 from infra.stage import Order
 from infra.storage import Table
 
@@ -112,8 +112,8 @@ def build(recipe: Recipe, where: Where, *, todo: Sequence[Block], timed: frozens
 
 def run(recipe: Recipe, where: Where) -> str:
     """Answer what is not answered yet. Raises BadInputError, StorageError, RowsLostError, SupersededError."""
-    made = made_from(recipe, where)
-    table, systems = answers_set(where.data, made), recipe.answer.systems
+    made = answers_made(recipe, where.data)
+    table, systems = answers_set(recipe, where.data), recipe.answer.systems
     if table.is_complete():
         return f"answers: complete, {table.n_rows()} answers by {len(systems)} systems; nothing to do"
     questions = questions_of(recipe, where)
@@ -136,16 +136,6 @@ def run(recipe: Recipe, where: Where) -> str:
                 counter.advance(attempt.write(rows, dropped))
     attempt.complete()
     return f"answers: {table.n_rows()} answers to {len(asked)} questions about {n_videos} videos, {table.n_rejects()} rejects"
-
-
-def made_from(recipe: Recipe, where: Where) -> Row:
-    """What the answers depend on. Raises BadInputError where an input is not complete."""
-    tables = {"videos": Table(where.data, "videos"), "questions": Table(where.data, "questions"), "frames": frames_set(recipe, where.data)}
-    if "caption" in recipe.answer.systems:
-        tables["targets"] = made_targets(recipe, where.data)
-    inputs = {name: table.made_from() for name, table in tables.items()}
-    inputs["hypernetwork"] = trained_hypernetwork(recipe, where.data).made_from()
-    return {"stage": "answer", **recipe.section("vlm", "answer"), "inputs": inputs}
 
 
 def questions_of(recipe: Recipe, where: Where) -> list[Row]:

@@ -28,7 +28,6 @@ from infra.sets import answers_set, examples_set, frames_set, made_targets, trai
 from infra.storage import Table
 from training import measures
 from training.answer import captions, frames_of
-from training.answer import made_from as answers_made_from
 
 FILES = ("report.json", "report.html")
 NARROWEST = 110  # columns of a terminal that the table needs
@@ -39,7 +38,7 @@ def build(recipe: Recipe, where: Where, made_from: dict[str, Any]) -> dict[str, 
     from training import gallery  # jinja2 and pictures: not needed to find that there is nothing to do
 
     # 1. rows
-    answers = answers_of(recipe, where).read().to_pylist()
+    answers = answers_set(recipe, where.data).read().to_pylist()
     if not answers:
         raise BadInputError(f"{where.data}/answers is empty: all questions were rejected, there is nothing to report")
     answered = {row["question_id"] for row in answers}
@@ -85,7 +84,7 @@ def run(recipe: Recipe, where: Where) -> str:
     made_from = {
         "stage": "report",
         "recipe": recipe.model_dump(mode="json"),
-        "inputs": {"answers": answers_of(recipe, where).made_from()},
+        "inputs": {"answers": answers_set(recipe, where.data).made_from()},
     }
     fresh = report.begin(made_from)
     if fresh:
@@ -124,16 +123,11 @@ def kv_bytes_per_token(recipe: Recipe) -> int:
     return n_bytes
 
 
-def answers_of(recipe: Recipe, where: Where) -> Table:
-    """The answers that the tables and the hypernetwork give which are there now. Raises BadInputError where one is not complete."""
-    return answers_set(where.data, answers_made_from(recipe, where))
-
-
 def rejects_by_reason(recipe: Recipe, where: Where) -> list[dict[str, Any]]:
     """Rejects of all stages, counted, with one detail as an example."""
     targets = made_targets(recipe, where.data)
     tables = [Table(where.data, "videos"), Table(where.data, "questions"), frames_set(recipe, where.data), targets]
-    tables += [examples_set(recipe, targets), answers_of(recipe, where)]
+    tables += [examples_set(recipe, targets), answers_set(recipe, where.data)]
     rows = [row for table in tables for row in table.read_rejects().to_pylist()]
     counts = Counter((row["stage"], row["reason"]) for row in rows)
     example = {(row["stage"], row["reason"]): row["detail"] for row in reversed(rows)}

@@ -128,7 +128,7 @@ def outcome(one: Run, where: Where, examples: Table, *, questions: list[dict[str
         answer.run(one.recipe, where)
     except (BadInputError, MadeFromOtherError, StageFailedError) as error:
         return Outcome(one.change, one.settings, one.seed, failure=str(error))
-    answers = answers_set(where.data, answer.made_from(one.recipe, where)).read().to_pylist()
+    answers = answers_set(one.recipe, where.data).read().to_pylist()
     config = read_json(f"{trained_hypernetwork(one.recipe, where.data).folder}/config.json")
     return Outcome(
         one.change,

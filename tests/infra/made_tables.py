@@ -134,7 +134,7 @@ def make_visual_tokens(root: str, n: int) -> Table:
 
 def make_answers(root: str, n: int) -> Table:
     made = {"stage": "answer"}
-    answers = sets.answers_set(root, made)
+    answers = Table(root, "answers", "answers-made")
     rows = [row(answers, question_id=f"q{i}{j}", system="ours", answer="it", n_input_tokens=7) for i in range(n) for j in range(2)]
     write(Order(answers, {"inputs": {}}, [answers.spec.key_of(one) for one in rows], made), rows)
     return answers

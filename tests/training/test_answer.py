@@ -14,7 +14,7 @@ from PIL import Image
 
 from infra.config import AnswerSettings, Recipe, VLMSettings, Where
 from infra.errors import BadInputError
-from infra.sets import answers_set, examples_set, frames_made, frames_set, made_targets, sets_of
+from infra.sets import answers_made, answers_set, examples_set, frames_made, frames_set, made_targets, sets_of
 from infra.stage import Order
 from infra.storage import Table
 from training import answer
@@ -243,12 +243,11 @@ def test_what_cannot_be_asked_is_rejected_and_the_books_close(where: Where) -> N
 
 def test_a_killed_run_goes_on_behind_its_blocks(recipe: Recipe, where: Where, hypernetwork_folder: Path, tmp_path: Path) -> None:
     again = a_data_folder(recipe, tmp_path, hypernetwork_folder)
-    made = answer.made_from(recipe, again)
-    table, plan = answers_set(again.data, made), the_blocks(recipe, again)
+    table, plan = answers_set(recipe, again.data), the_blocks(recipe, again)
     assert len(plan) > 2
     rows, rejects = next(answer.build(recipe, again, todo=plan, timed=frozenset()))
     keys = [table.spec.key_of(row) for row in rows] + [row["key"] for row in rejects]
-    Order(table, {}, keys, made).begin().write(rows, rejects)
+    Order(table, {}, keys, answers_made(recipe, again.data)).begin().write(rows, rejects)
     first = set(table.shards())
     answer.run(recipe, again)
     assert first < set(table.shards()) and table.is_complete()
@@ -272,7 +271,7 @@ def test_the_second_run_returns_without_torch(recipe: Recipe, where: Where, tmp_
 def test_other_settings_are_a_set_beside_and_missing_inputs_are_refused(
     recipe: Recipe, where: Where, vlm_folder: Path, tmp_path: Path
 ) -> None:
-    other = answers_set(where.data, answer.made_from(a_recipe(vlm_folder, n_timed=6), where))
+    other = answers_set(a_recipe(vlm_folder, n_timed=6), where.data)
     assert other.set != the_answers(where).set and not other.is_complete() and the_answers(where).is_complete()
     with pytest.raises(BadInputError, match=r"not there or not complete|video2lora targets"):
         answer.run(recipe, Where(data=str(tmp_path / "nothing")))

@@ -19,7 +19,7 @@ from infra.config import AnswerSettings, FramesSettings, Recipe, VLMSettings, Wh
 from infra.errors import BadInputError
 from infra.objects import read_json
 from infra.outputs import Output
-from infra.sets import examples_made, examples_set, frames_made, frames_set
+from infra.sets import answers_set, examples_made, examples_set, frames_made, frames_set
 from infra.storage import Table
 from training import gallery, measures, report
 from video2lora.tiny.build import build_model, build_tokenizer
@@ -124,7 +124,7 @@ def a_data_folder(recipe: Recipe, folder: Path) -> Where:
     }
     fill_hypernetwork(recipe, examples, {"config.json": json.dumps(config).encode()})
     rejects = [reject("answer", f"{q}/caption", "no_targets") for q in ("b1", "b2")]
-    fill(report.answers_of(recipe, where), answers(), rejects, made={"stage": "answer"})
+    fill(answers_set(recipe, where.data), answers(), rejects, made={"stage": "answer"})
     return where
 
 
