@@ -4,8 +4,9 @@ VENV := .venv
 RUN := $(CURDIR)/$(VENV)/bin
 export PATH := $(RUN):$(PATH)
 export ONEDNN_MAX_CPU_ISA := AVX512_CORE_BF16
+export MKL_CBWR := AVX512,STRICT
 
-.PHONY: setup demo tiny test fast check ceph postgres chaos clean
+.PHONY: setup demo tiny test fast check ceph postgres chromium wordnet chaos clean
 
 setup: $(VENV)/.ready $(VENV)/oracle/.ready
 
@@ -23,19 +24,15 @@ $(VENV)/oracle/.ready: tests/video2lora/golden/requirements.txt | $(VENV)/.ready
 	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --target $(@D) -r $<
 	@touch $@
 
-# A real S3 server for the slow tests; 6 s, 220 MB, no root. Where it cannot be had `make test` leaves those tests out and says so; with
-# V2L_REQUIRE_CEPH=1, as CI has it, it fails.
-ceph: $(VENV)/ceph/.ready
+# Programs of Debian's for the tests, unpacked without root: a real S3 server, a real PostgreSQL for tracking, a browser for pages, WordNet
+# for WUPS; a minute and 710 MB in all, nothing where the machine has one. Where one cannot be had `make test` leaves its tests out and
+# says so; with V2L_REQUIRE_CEPH=1, as CI has it, it fails.
+DEBIAN := ceph postgres chromium wordnet
 
-$(VENV)/ceph/.ready: tests/servers/fetch_ceph.sh | $(VENV)/.ready
-	tests/servers/fetch_ceph.sh $(@D)
-	@touch $@
+$(DEBIAN): %: $(VENV)/%/.ready
 
-# A real PostgreSQL for the slow tests of tracking, by the same rule; 10 s, 100 MB, nothing where the machine has one.
-postgres: $(VENV)/postgres/.ready
-
-$(VENV)/postgres/.ready: tests/servers/fetch_postgres.sh | $(VENV)/.ready
-	tests/servers/fetch_postgres.sh $(@D)
+$(DEBIAN:%=$(VENV)/%/.ready): $(VENV)/%/.ready: tests/servers/fetch_debian.sh | $(VENV)/.ready
+	tests/servers/fetch_debian.sh $* $(@D)
 	@touch $@
 
 demo: setup
@@ -57,7 +54,7 @@ fast: setup
 	$(FAST)
 
 test: check
-	@$(MAKE) --no-print-directory --keep-going ceph postgres || test -z "$$V2L_REQUIRE_CEPH"
+	@$(MAKE) --no-print-directory --keep-going $(DEBIAN) || test -z "$$V2L_REQUIRE_CEPH"
 	$(FAST)
 	$(RUN)/pytest -m slow --durations=25
 

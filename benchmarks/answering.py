@@ -33,8 +33,9 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from benchmarks.models import SIZES, random_vlm
-from benchmarks.rivals import QUESTION, ROOM_TOKENS, Again, Bench, Connector, Kept, KVCache, Ours, OursMerged, Rival
+from benchmarks.rivals import QUESTION, Again, Bench, Connector, Kept, KVCache, Ours, OursMerged, Rival
 from video2lora.hypernetwork import Hypernetwork, HypernetworkConfig
+from video2lora.kept_cache import ROOM_TOKENS
 from video2lora.lora import merged
 from video2lora.pretrained import load_vlm
 from video2lora.sampling import Frames

@@ -13,15 +13,16 @@ so must both of ours: `tests/benchmarks` holds them to it.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, DynamicLayer
+from transformers import Cache, DynamicCache
 
 from video2lora.generation import Decoding
 from video2lora.hypernetwork import Hypernetwork
+from video2lora.kept_cache import KeptLayer, n_shared, split
 from video2lora.lora import adapted, merged
 from video2lora.lora_algebra import Lora, compose, stack
 from video2lora.sampling import Frames
@@ -30,7 +31,6 @@ from video2lora.vlm import FrozenVLM, TextBatch
 FRAMES_PER_CHUNK = 64
 QUESTION = "What happens in this video, and where does it happen?"
 OTHER_QUESTION = "Who is it?"  # tells where the part of the prompt ends that all questions share
-ROOM_TOKENS = 128  # that a kept cache has for question and answer
 
 Kept = dict[str, Tensor]
 
@@ -102,33 +102,6 @@ class Connector(Rival):
         return vlm.token_steps(vlm.video_batch(videos, [QUESTION] * len(videos)), decoding=self.bench.decoding, frame_tokens=state)
 
 
-class KeptLayer(DynamicLayer):
-    """A layer of a kept cache with room behind it: a new token is written in place, and a new question forgets the last one.
-
-    transformers' DynamicLayer copies all it holds at every token; its StaticLayer attends to empty room. Neither would be fair.
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.n_kept = self.n = keys.shape[2]
-        room = (0, 0, 0, ROOM_TOKENS)
-        self.all_keys, self.all_values = (torch.nn.functional.pad(one, room) for one in (keys, values))
-        self.lazy_initialization(keys, values)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        start, self.n = self.n, self.n + key_states.shape[2]
-        self.all_keys[:, :, start : self.n] = key_states
-        self.all_values[:, :, start : self.n] = value_states
-        self.keys, self.values = self.all_keys[:, :, : self.n], self.all_values[:, :, : self.n]
-        return self.keys, self.values
-
-    def get_seq_length(self) -> int:
-        return self.n
-
-    def forget(self) -> None:
-        self.n = self.n_kept
-
-
 class KVCache(Rival):
     name = "kv cache"
 
@@ -198,11 +171,8 @@ class OursMerged(Ours):
 
 def _shared_and_rest(vlm: FrozenVLM, video: Frames) -> tuple[TextBatch, TextBatch]:
     """The prompt up to where questions begin to differ, and from there on; the rest's mask covers both."""
-    whole, other = (vlm.video_batch([video], [question]) for question in (QUESTION, OTHER_QUESTION))
-    n = min(whole.input_ids.shape[1], other.input_ids.shape[1])
-    at = int((whole.input_ids[0, :n] != other.input_ids[0, :n]).nonzero()[0])
-    shared = replace(whole, input_ids=whole.input_ids[:, :at], mask=whole.mask[:, :at], positions=whole.positions[..., :at])
-    return shared, replace(whole, input_ids=whole.input_ids[:, at:], positions=whole.positions[..., at:])
+    prompts = [vlm.video_batch([video], [question]) for question in (QUESTION, OTHER_QUESTION)]
+    return split(prompts[0], n_shared(prompts))
 
 
 def _chunks(video: Frames) -> list[Frames]:

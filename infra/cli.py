@@ -128,6 +128,7 @@ def main() -> None:
     """Entry point: errors a user can cause end here as one line."""
     warnings.filterwarnings("ignore")
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    os.environ.setdefault("MKL_CBWR", "AVX512,STRICT")  # infra.cluster says why; read at the first product
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # read when Ray is imported: a thread that outlives a stall would join it again
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

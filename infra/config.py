@@ -1,5 +1,5 @@
-"""What and where. A recipe (YAML, strict) says what is made and holds only what differs from the paper's defaults, which stand here;
-the environment says where: data folder, MLflow, Ray, workers. There is no third kind of setting.
+"""What and where. A recipe (YAML, strict) says what is made and holds only what differs from the paper's defaults, which stand here
+(of evaluation, in `evaluation_config`); the environment says where: data folder, MLflow, Ray, workers. There is no third kind of setting.
 
 A setting that does not exist or has the wrong type is refused with its path. Recipes that ship are named by their file's stem;
 any other is given by path. Sources of the defaults: arXiv 2606.04351 section 4.1, appendix E, and the released checkpoints.
@@ -11,20 +11,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from infra.artifacts import USUAL_SYSTEMS
 from infra.errors import BadInputError
+from infra.evaluation_config import AnswerSettings, EvaluationSettings, FigureSettings, JudgeSettings
+from infra.settings import Settings
 from video2lora.sampling import Sampling
 
 Read = TypeVar("Read", bound=BaseModel)
-
-
-class Settings(BaseModel):
-    """Strict and unchangeable: "3" is not 3, and an unknown name is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class VLMSettings(Settings):
@@ -159,49 +154,6 @@ class TrainingSettings(Settings):
     max_loss_ratio: float | None = Field(default=10.0, gt=1)  # to the median of the last 100 steps: beyond it training stops
 
 
-class AnswerSettings(Settings):
-    systems: tuple[
-        Literal["base", "sampled", "ours", "merged", "composed", "other_video", "static", "blind", "caption", "champion"], ...
-    ] = USUAL_SYSTEMS  # type: ignore[assignment]
-    split: Literal["train", "validation", "test"] = "test"
-    max_new_tokens: int = Field(default=64, ge=1)
-    questions_per_batch: int = Field(default=64, ge=1)
-    n_timed: int = Field(default=24, ge=0)  # questions per system whose time to first token is measured alone
-    sampled_frames: int = Field(default=64, ge=1)  # of `sampled`; beyond about 100 a SmolVLM2 prompt passes its 8,192 positions
-    n_chunks: int = Field(default=2, ge=2)  # of `composed`; paper 5.6: two halves
-    champion: str | None = None  # folder of the hypernetwork of `champion`
-
-
-class JudgeModel(Settings):
-    """A judge, and how it is asked. Paper, appendix A: Qwen3-VL-30B on vLLM, text alone, temperature 0, 1,024 tokens."""
-
-    model: str
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    served_by: Literal["vllm", "endpoint"] = "vllm"
-    max_tokens: int = Field(default=1024, ge=1)
-    max_model_len: int = Field(default=8192, ge=16)
-
-
-class JudgeSettings(JudgeModel):
-    n_tries: int = Field(default=3, ge=1)  # for a reply that is what its schema asks for
-    second: JudgeModel | None = None  # marks a sample too, so that the report can say how far the two agree
-    n_second: int = Field(default=200, ge=2)  # answers in that sample; paper: 200, by people
-
-
-class EvaluationSettings(Settings):
-    """What the report claims, and how surely. Paper 4.3: margins 0.15 on the judge and 0.05 on token F1, by 95 % intervals.
-
-    A claim at `alpha` holds where the interval of confidence 1 - 2 alpha lies within the margin: 0.025 is the paper's.
-    """
-
-    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)  # of the trainings that are evaluated; None: training.seed
-    margin: float = Field(default=0.05, gt=0, lt=1)  # of every score
-    judge_margin: float = Field(default=0.15, gt=0, lt=1)  # the paper's, of the judge's score, beside `margin`
-    alpha: float = Field(default=0.025, gt=0, lt=0.5)
-    n_draws: int = Field(default=10_000, ge=100)  # of the bootstrap
-
-
 class Recipe(Settings):
     """What is made."""
 
@@ -216,6 +168,7 @@ class Recipe(Settings):
     answer: AnswerSettings = AnswerSettings()
     judge: JudgeSettings | None = None  # None: answers are scored by their words alone
     evaluation: EvaluationSettings = EvaluationSettings()
+    figures: FigureSettings = FigureSettings()
 
     def of_seeds(self) -> list["Recipe"]:
         """The recipe once for each training that is evaluated."""

@@ -3,11 +3,12 @@
 Command  video2lora forget VIDEO_ID
 Cost     reading each table's log and the `files`, `videos` and `questions` tables, and writing anew the files that hold its rows.
 
-From the answers up to `videos`, which is last: killed midway and run again, it still knows what belongs to the video. In each table a run
-is begun, which ends one that is writing it; its files are written anew without the video, and books that were closed are closed again.
+From what was judged up to `videos`, which is last: killed midway and run again, it still knows what belongs to the video. In each table a
+run is begun, which ends one that is writing it; its files are written anew without the video, and books that were closed are closed again.
 Files that no log names go too, for they may hold it. In `videos` a reject stays that keeps `manifest` from bringing the video back.
 
-What is not removed: keys in the logs (hashes, and in `files` addresses), and what a model has learnt; so the checkpoints are named.
+What is not removed: keys in the logs (hashes, and in `files` addresses), what a model has learnt, and reports, which show words and
+pictures as they were; so checkpoints and reports are named.
 """
 
 from collections.abc import Iterator
@@ -19,15 +20,17 @@ import pyarrow.compute as pc
 from infra.attempt import reject
 from infra.books import unnamed_files
 from infra.log import Entry
-from infra.objects import remove
+from infra.objects import read_bytes, remove
 from infra.of_video import FORGOTTEN, Video, video_of
+from infra.outputs import Output
+from infra.parquet import from_parquet
 from infra.progress import counting
-from infra.sets import tables_of
+from infra.sets import REPORTS, outputs_of, tables_of
 from infra.state import ROWS, State
 from infra.storage import Table
 from infra.trained import print_trained, trained
 
-ORDER = ("answers", "questions", "visual_tokens", "examples", "targets", "frames", "scenes", "files", "videos")
+ORDER = ("judgements", "answers", "questions", "visual_tokens", "examples", "targets", "frames", "scenes", "files", "videos")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,18 @@ def forget(root: str, video_id: str) -> None:
             counter.advance()
     print("\n".join([*told, f"video {video_id} is in no table of {root} any more"]))
     print_trained(models)
+    for output in reports_of(root, video_id):
+        print(f"{output.folder}: a report that shows it; remove the folder, and what MLflow has of it")
+
+
+def reports_of(root: str, video_id: str) -> list[Output]:
+    """Reports with rows of the video. Raises StorageError."""
+    found = []
+    for output in outputs_of(root, REPORTS):
+        data = read_bytes(f"{output.folder}/rows.parquet")
+        if data is not None and pc.any(pc.equal(from_parquet(data, ("video_id",))["video_id"], video_id)).as_py():
+            found.append(output)
+    return found
 
 
 def _forget_in(table: Table, video: Video) -> int:

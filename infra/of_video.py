@@ -1,7 +1,8 @@
 """A video, named as a person would -> its id, and which keys of each table are its own.
 
 Named by its id, by how that begins, or by a file: then by the file's content, wherever it lies now. Keys of the tables in BY_VIDEO
-begin with the video's id; its questions, and their answers, are found by the table `questions`, its content and addresses by `files`.
+begin with the video's id; its questions, and their answers, are found by the table `questions`, its content and addresses by `files`. What
+a judge said is known by the words it judged: the video's are those that no answer about another one shares.
 """
 
 import importlib
@@ -13,7 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.artifacts import FILES
+from infra.attempt import Row
 from infra.errors import BadInputError
+from infra.judged import judged
 from infra.sets import tables_of
 from infra.storage import Table
 from video2lora.video import VideoDecodeError, short_id
@@ -33,11 +36,13 @@ class Video:
     question_ids: tuple[str, ...]
     file_keys: tuple[str, ...]
     contents: tuple[str, ...]  # that no other video is of
+    judgement_ids: tuple[str, ...]  # of words that no other video's answers have
 
     def owns(self, table: Table, keys: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray:
         """Which of a table's keys, of rows or rejects, are this video's. That it is forgotten is none of them."""
-        if table.name in ("files", "scenes"):
-            return pc.is_in(keys, value_set=pa.array(self.file_keys if table.name == "files" else self.contents, pa.string()))
+        known_by = {"files": self.file_keys, "scenes": self.contents, "judgements": self.judgement_ids}
+        if table.name in known_by:
+            return pc.is_in(keys, value_set=pa.array(known_by[table.name], pa.string()))
         mine = pc.or_(pc.equal(keys, self.video_id), pc.ends_with(keys, f"/{self.video_id}"))
         for name in [self.video_id] if table.name in BY_VIDEO else self.question_ids:
             mine = pc.or_(mine, pc.starts_with(keys, f"{name}/"))
@@ -57,9 +62,9 @@ def one_video(root: str, named: str) -> str:
 
 def video_of(root: str, video_id: str) -> Video:
     """Raises StorageError."""
-    questions = _all_rows(Table(root, "questions"), ["question_id", "version", "video_id"])
+    questions = _all_rows(Table(root, "questions"), ["question_id", "version", "video_id", "task", "question", "references"])
     of_video = questions.filter(pc.equal(questions["video_id"], video_id))["question_id"].to_pylist()
-    return Video(video_id, tuple(sorted(set(of_video))), *_files(root, video_id))
+    return Video(video_id, tuple(sorted(set(of_video))), *_files(root, video_id), _judgements(root, video_id, questions))
 
 
 def _by_id(root: str, beginning: str) -> list[str]:
@@ -103,6 +108,23 @@ def _files(root: str, video_id: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     mine = pc.or_(whole, cut)
     contents = set(rows.filter(mine)["content"].to_pylist()) - set(rows.filter(pc.invert(mine))["content"].to_pylist())
     return tuple(FILES.keys_of(rows.filter(mine)).to_pylist()), tuple(sorted(contents))
+
+
+def _judgements(root: str, video_id: str, questions: pa.Table) -> tuple[str, ...]:
+    """Keys of what was judged of this video alone, by any judge."""
+    tables = tables_of(root)
+    if not any(table.name == "judgements" for table in tables):
+        return ()
+    asked: dict[str, list[Row]] = {}
+    for row in questions.to_pylist():  # each version of a question
+        asked.setdefault(row["question_id"], []).append(row)
+    own: set[str] = set()
+    others: set[str] = set()
+    for table in tables:
+        for row in _all_rows(table, ["question_id", "answer"]).to_pylist() if table.name == "answers" else ():
+            for question in asked.get(row["question_id"], ()):
+                (own if question["video_id"] == video_id else others).add(judged(question, row["answer"]).judgement_id)
+    return tuple(sorted(own - others))
 
 
 def _all_rows(table: Table, columns: list[str]) -> pa.Table:

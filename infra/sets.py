@@ -7,14 +7,17 @@ what was asked for: more videos and other prompts are further keys of the same s
 Hypernetworks lie side by side likewise, a folder for each training. What a training saw is fixed, so more examples make another one.
 """
 
+import hashlib
 import re
+from importlib import resources
 from typing import Any
 
-from infra.config import HOW, JudgeModel, Recipe, SceneSettings
+from infra.config import HOW, Recipe, SceneSettings
 from infra.digests import short_hash
 from infra.errors import BadInputError
+from infra.evaluation_config import JudgeModel
 from infra.log import Log
-from infra.objects import folders, read_json
+from infra.objects import folders, read_bytes, read_json
 from infra.outputs import Output
 from infra.storage import Table
 
@@ -151,14 +154,45 @@ def hypernetworks_of(root: str) -> list[Output]:
     return outputs_of(root, HYPERNETWORKS)
 
 
+def champion_folder(recipe: Recipe) -> str | None:
+    """Where the hypernetwork of the system `champion` lies, None where nobody asks for one; `tiny` is the one that ships.
+
+    Raises BadInputError where only one of answer.champion and answer.systems names it.
+    """
+    folder = recipe.answer.champion
+    if folder is None and "champion" in recipe.answer.systems:
+        raise BadInputError("recipe: answer.systems has champion, and answer.champion names no hypernetwork: set it to a folder, or `tiny`")
+    if folder is not None and "champion" not in recipe.answer.systems:
+        raise BadInputError(f"recipe: answer.champion: got {folder!r}, and answer.systems has no champion: add it there, or leave out both")
+    return str(resources.files("video2lora.tiny") / "hypernetwork") if folder == "tiny" else folder
+
+
+def champion_made(folder: str) -> Made:
+    """What names a hypernetwork wherever it lies: its config and its weights. Raises BadInputError where the folder holds none."""
+    config, weights = read_json(f"{folder.rstrip('/')}/config.json"), f"{folder.rstrip('/')}/hypernetwork.safetensors"
+    if not isinstance(config, dict) or "hypernetwork" not in config:
+        raise BadInputError(f"recipe: answer.champion: {folder} holds no hypernetwork (a config.json and hypernetwork.safetensors)")
+    digest = config.get("weights_sha256")  # as saved, and checked when they are loaded; absent in folders of before it was
+    if digest is None:
+        data = read_bytes(weights)
+        if data is None:
+            raise BadInputError(f"recipe: answer.champion: {weights} is not there")
+        digest = hashlib.sha256(data).hexdigest()
+    return {"hypernetwork": config["hypernetwork"], "weights_sha256": digest}
+
+
 def answers_made(recipe: Recipe, root: str) -> Made:
     """What a row of `answers` depends on beside question and system. Raises BadInputError where an input is not complete."""
     tables = {"videos": Table(root, "videos"), "questions": Table(root, "questions"), "frames": frames_set(recipe, root)}
     if "caption" in recipe.answer.systems:
         tables["targets"] = made_targets(recipe, root)
+    champion = champion_folder(recipe)
     inputs = {name: table.made_from() for name, table in tables.items()}
     inputs["hypernetwork"] = trained_hypernetwork(recipe, root).made_from()
-    return {"stage": "answer", **recipe.section("vlm", "answer"), "inputs": inputs}
+    if champion is not None:
+        inputs["champion"] = champion_made(champion)
+    asked = recipe.section("vlm") | {"answer": recipe.answer.model_dump(mode="json", exclude={"champion"})}  # by what it is, not where
+    return {"stage": "answer", **asked, "inputs": inputs}
 
 
 def answers_set(recipe: Recipe, root: str) -> Table:

@@ -215,7 +215,10 @@ def main() -> None:
 
 def write_videos(videos: Table, examined: Examined) -> None:
     """Make the table hold what the SOURCE says. Raises StorageError, SupersededError."""
-    change = changes(examined, videos)
+    change, state = changes(examined, videos), videos.state()
+    is_there = state.completed is not None and state.is_complete and state.completed["wanted"] == digest(change.wanted)
+    if is_there and not change.rows and not change.rejects:
+        return  # all of a source that was there before another one
     attempt = Order(videos, examined.asked(), change.wanted).begin()
     attempt.reopen([one.row_key for one in change.rows] + [one["key"] for one in change.rejects])
     attempt.write([], change.rejects)

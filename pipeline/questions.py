@@ -1,11 +1,13 @@
 """A questions file -> `questions`: each question matched with the video it is about.
 
 A file stands for its benchmarks: what it says of them replaces what was said before, and questions of other benchmarks stay. A question
-is known by video, text and style; with other references it is another version of the same question.
+is known by video, text and style; with other references it is another version of the same question. What `video2lora benchmark` drew
+stands for its benchmark's questions of test videos alone, and how they were drawn stays in `asked` for as long as they are there.
 """
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from infra.artifacts import QUESTIONS
@@ -20,8 +22,19 @@ from video2lora.video import short_id
 QUESTIONS_PER_COMMIT = 65536
 
 
-def match_questions(source: Source, ids: Mapping[tuple[str, Span], str], *, benchmark: str) -> tuple[list[Row], list[Row]]:
-    """Rows of `questions`, and rejects. `ids` says which video each address and span is."""
+@dataclass(frozen=True)
+class Draw:
+    """A benchmark's questions as they were drawn: how, why a video (address and span) is not asked about, and the test videos there are."""
+
+    told: Mapping[str, Any]
+    why: Mapping[tuple[str, Span], str]
+    tested: frozenset[str]
+
+
+def match_questions(
+    source: Source, ids: Mapping[tuple[str, Span], str], *, benchmark: str, why: Mapping[tuple[str, Span], str]
+) -> tuple[list[Row], list[Row]]:
+    """Rows of `questions`, and rejects. `ids` says which video each address and span is, `why` of some why they are none."""
     rows: dict[str, Row] = {}
     rejects = []
     for row in source.rows:
@@ -31,42 +44,73 @@ def match_questions(source: Source, ids: Mapping[tuple[str, Span], str], *, benc
             continue
         video = ids.get((one.uri, one.span))
         if video is None:
-            rejects.append(reject(STAGE, row.key, "question_without_video", f"{one.uri} is not in the manifest, or was rejected"))
+            detail = why.get((one.uri, one.span), f"{one.uri} is not in the manifest, or was rejected")
+            rejects.append(reject(STAGE, row.key, "question_without_video", detail))
             continue
-        text = "\n".join((video, one.question, one.style))
+        text = "\n".join((video, one.question, one.style, *([one.told_apart_by] if one.told_apart_by else [])))
         question_id = short_id(hashlib.sha256(text.encode()).hexdigest())
         if question_id in rows:
             rejects.append(reject(STAGE, row.key, "duplicate", f"asked of {one.uri} before: {one.question}"))
             continue
         version = short_hash([one.benchmark, one.task, one.references])
-        told = one.model_dump(exclude={"uri", "start_s", "end_s"})
+        told = one.model_dump(exclude={"uri", "start_s", "end_s", "told_apart_by"})
         rows[question_id] = {"question_id": question_id, "version": version, "video_id": video, **told}
     return list(rows.values()), rejects
 
 
-def write_questions(root: str, source: Source, ids: Mapping[tuple[str, Span], str], *, benchmark: str) -> str:
+def write_questions(root: str, source: Source, ids: Mapping[tuple[str, Span], str], *, benchmark: str, draw: Draw | None = None) -> str:
     """Make the table hold what the file says; in a line, what it holds then. Raises StorageError, SupersededError."""
-    rows, rejects = match_questions(source, ids, benchmark=benchmark)
+    rows, rejects = match_questions(source, ids, benchmark=benchmark, why=draw.why if draw else {})
     table, videos = Table(root, "questions"), Table(root, "videos").made_from()
+    replaced = {row["benchmark"] for row in rows} | ({benchmark} if draw else set())
     texts = [QUESTIONS.key_of(row) for row in rows] + [f"{one['key']} {one['reason']}" for one in rejects]
     asked: dict[str, Any] = {"stage": STAGE, "questions": source.address, "content": digest(texts), "n_rows": len(texts)}
     asked["inputs"] = {"videos": videos}
+    told = {name: how for name, how in _drawn_before(table).items() if name not in replaced} | (
+        {benchmark: dict(draw.told)} if draw else {}
+    )
+    if told:
+        asked["benchmarks"] = told
     if not table.finished(asked):
-        _write(table, asked, rows, rejects, address=source.address)
+        tested = draw.tested if draw else None
+        _write(table, asked, rows, rejects, replaced=replaced, tested=tested)
     return summary(table)
 
 
-def _write(table: Table, asked: dict[str, Any], rows: list[Row], rejects: list[Row], *, address: str) -> None:
-    there = table.read(["question_id", "version", "benchmark"])
-    replaced, ids = {row["benchmark"] for row in rows}, {row["question_id"] for row in rows}
-    kept = [QUESTIONS.key_of(row) for row in there.to_pylist() if row["benchmark"] not in replaced and row["question_id"] not in ids]
+def _drawn_before(table: Table) -> dict[str, Any]:
+    """How each benchmark's questions were drawn that are there."""
+    completed = table.state().completed
+    return {} if completed is None else dict(completed["asked"].get("benchmarks", {}))
+
+
+def _write(
+    table: Table, asked: dict[str, Any], rows: list[Row], rejects: list[Row], *, replaced: set[str], tested: frozenset[str] | None
+) -> None:
+    """`tested`: the videos whose questions are replaced; None, all."""
+    there, ids = table.read(["question_id", "version", "benchmark", "video_id"]), {row["question_id"] for row in rows}
+    kept = [
+        QUESTIONS.key_of(row)
+        for row in there.to_pylist()
+        if row["question_id"] not in ids and (row["benchmark"] not in replaced or (tested is not None and row["video_id"] not in tested))
+    ]
     said = {row["key"]: row for row in table.read_rejects().to_pylist()}
-    kept += [key for key in said if not key.startswith(f"{address}:")]
+    kept += [key for key in said if not key.startswith(f"{asked['questions']}:")]
     mine = [QUESTIONS.key_of(row) for row in rows] + [one["key"] for one in rejects]
-    attempt = Order(table, asked, list(dict.fromkeys([*kept, *mine]))).begin()
-    attempt.reopen(one["key"] for one in rejects if said.get(one["key"]) != one)
+    wanted, new = list(dict.fromkeys([*kept, *mine])), [one["key"] for one in rejects if said.get(one["key"]) != one]
+    if tested is not None and not new and _holds(table, asked, wanted):
+        return
+    attempt = Order(table, asked, wanted).begin()
+    attempt.reopen(new)
     left = [row for row in rows if QUESTIONS.key_of(row) in attempt.left]
     for start in range(0, len(left), QUESTIONS_PER_COMMIT):
         attempt.write(left[start : start + QUESTIONS_PER_COMMIT], [])
     attempt.write([], [one for one in rejects if one["key"] in attempt.left])
     attempt.complete()
+
+
+def _holds(table: Table, asked: dict[str, Any], wanted: list[str]) -> bool:
+    """Whether just this was there after the last run, though that was asked for another benchmark."""
+    state = table.state()
+    if state.completed is None or not state.is_complete or state.completed["wanted"] != digest(wanted):
+        return False
+    return all(state.completed["asked"].get(name) == asked.get(name) for name in ("inputs", "benchmarks"))

@@ -43,6 +43,7 @@ class QuestionRow(_Row):
     style: str = ""
     benchmark: str = ""
     task: Literal["question", "caption"] = "question"
+    told_apart_by: str = ""  # where a benchmark asks the same of the same video twice, with other references
 
 
 def parse_video(row: SourceRow, folder: str) -> VideoRow | Row:

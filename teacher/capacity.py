@@ -6,34 +6,40 @@ from collections.abc import Mapping
 from infra.config import Where
 from infra.errors import BadInputError, StageFailedError
 from infra.progress import say
-from teacher.write_targets import Plan
+from teacher.lasting import Plan
+from teacher.models import max_model_len
 
 PROMPTS_PER_ENGINE = 3000  # below this, one more engine takes longer to start than it saves (measured on a CPU)
 
 
 def check_room(plan: Plan) -> None:
-    """Says where the model has fewer positions than the recipe asks for. Raises BadInputError where frames alone fill the context.
+    """Says where the model has fewer positions than the recipe asks for. Raises BadInputError where the context has no room for a prompt.
 
     Of a model that is no SmolVLM, only its processor knows what a frame takes: its engine asks it, as it starts.
     """
-    model, settings = plan.model, plan.settings
+    model, settings, section = plan.model, plan.settings, plan.model.section
     if model.max_positions is not None and model.max_positions < settings.max_model_len:
-        say(f"targets: teacher.max_model_len: got {settings.max_model_len}, taking the model's own {model.max_positions}")
+        say(f"{section}.max_model_len: got {settings.max_model_len}, taking the model's own {model.max_positions}")
+    if settings.served_by == "vllm" and plan.longest < 1:
+        raise BadInputError(
+            f"recipe: {section}.max_tokens: got {settings.max_tokens}, which of the {max_model_len(model, settings)} tokens of the context "
+            f"leaves none for a prompt; take fewer, or a larger {section}.max_model_len"
+        )
     n_needed = plan.n_frames * (model.smolvlm.n_image_tokens if model.smolvlm is not None else 0)
     if n_needed > plan.longest:
         raise BadInputError(
-            f"recipe: teacher.max_model_len: {plan.n_frames} frames are {n_needed} tokens, and {plan.longest} is all that "
+            f"recipe: {section}.max_model_len: {plan.n_frames} frames are {n_needed} tokens, and {plan.longest} is all that "
             f"max_model_len and max_tokens leave; take fewer frames or a larger max_model_len"
         )
 
 
-def engine_count(n_prompts: int, resources: Mapping[str, float], where: Where) -> int:
+def engine_count(n_prompts: int, resources: Mapping[str, float], where: Where, *, stage: str = "targets") -> int:
     """How many engines to start. Raises StageFailedError where the cluster has no room for one, or for as many as are asked for."""
     wanted = {"CPU": where.teacher_cpus, "GPU": where.teacher_gpus}
     fit = min((int(resources.get(name, 0.0) / n) for name, n in wanted.items() if n > 0), default=1)
     if fit < (where.teacher_replicas or 1):  # Ray would wait for ever
         raise StageFailedError(
-            f"targets: an engine asks for {wanted}, {where.teacher_replicas or 1} are to start and the Ray cluster has {dict(resources)}; "
+            f"{stage}: an engine asks for {wanted}, {where.teacher_replicas or 1} are to start and the Ray cluster has {dict(resources)}; "
             "see VIDEO2LORA_TEACHER_*"
         )
     return where.teacher_replicas or min(math.ceil(n_prompts / PROMPTS_PER_ENGINE), fit)

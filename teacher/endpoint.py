@@ -2,7 +2,8 @@
 
 A video's first prompt goes alone and the others after it, at once: where the endpoint keeps what it has read, it reads the frames once.
 Requests are repeated with a growing pause where the endpoint is busy, slow or out of reach, each with a deadline. What the endpoint says of
-one request refuses that prompt; an endpoint out of reach is a dead engine; a wrong key or model name ends the run.
+one request refuses that prompt; an endpoint out of reach is a dead engine; a wrong key or model name ends the run. Texts that are to fit
+a schema are asked for so (`response_format`); an endpoint that refuses this, and takes the same request without, is not asked again.
 
 The key is read by the openai package from OPENAI_API_KEY and is never kept here; the words of an error are cleared of it and of the URL
 before they go anywhere.
@@ -30,21 +31,29 @@ MOST_PAUSE_S = 60.0
 N_AT_ONCE = 32
 KEY = "OPENAI_API_KEY"
 BUSY = (408, 409, 429)
+NO_SCHEMA = (400, 415, 422, 501)  # how servers refuse a field that they do not know
 SETUP = {401: "refuses the key", 403: "refuses the key", 404: "does not know the model, or is no chat endpoint"}
+
+
+class _SchemaRefusedError(Exception):
+    """The endpoint refuses a request, and it may be for the schema."""
 
 
 class EndpointEngine:
     """Holds a client and its connections."""
 
-    def __init__(self, model: Model, settings: TeacherSettings, options: EngineOptions) -> None:
+    def __init__(self, model: Model, settings: TeacherSettings, options: EngineOptions, *, schema: dict[str, Any] | None = None) -> None:
         """Raises BadInputError for what no endpoint can do, and where none is named."""
         if options.endpoint is None:
-            raise BadInputError("environment: VIDEO2LORA_TEACHER_ENDPOINT is not set, and the recipe has teacher.served_by: endpoint")
+            raise BadInputError(
+                f"environment: VIDEO2LORA_TEACHER_ENDPOINT is not set, and the recipe has {model.section}.served_by: endpoint"
+            )
         if "@" in options.endpoint:  # it would take the key's place, and end up in the words of errors
             raise BadInputError(f"environment: VIDEO2LORA_TEACHER_ENDPOINT: got a URL with a user's name, expected the key in {KEY}")
         if settings.logprobs:
             raise BadInputError(f"teacher.logprobs: got {settings.logprobs}, expected 0: an endpoint names tokens by their text")
-        self.model, self.settings, self.options = model, settings, options
+        self.model, self.settings, self.options, self.schema = model, settings, options, schema
+        self.takes_schema: bool | None = None  # None: not known yet
         self.spent = Spent()
         self.runner = asyncio.Runner()
         self.at_once = asyncio.Semaphore(options.max_num_seqs or N_AT_ONCE)
@@ -91,9 +100,25 @@ class EndpointEngine:
             return await self._one(frames, prompt)
 
     async def _one(self, frames: list[dict[str, Any]], prompt: str) -> Written | Refused:
-        """One request, repeated where that may help. Raises EngineDiedError, BadInputError."""
-        content = [*frames[:-1], {"type": "text", "text": f"{frames[-1]['text']}{prompt}"}]
+        """One request, held to the schema where there is one and the endpoint takes it. Raises EngineDiedError, BadInputError."""
+        content: Any = [*frames[:-1], {"type": "text", "text": f"{frames[-1]['text']}{prompt}"}] if frames else prompt
+        if self.schema is None or self.takes_schema is False:
+            return await self._answered(content)
+        form = {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": self.schema}}
+        try:
+            result = await self._answered(content, form)
+        except _SchemaRefusedError:
+            result = await self._answered(content)
+            if isinstance(result, Written):  # it was the schema, not the prompt
+                self.takes_schema = False
+            return result
+        self.takes_schema = self.takes_schema or isinstance(result, Written) or None
+        return result
+
+    async def _answered(self, content: Any, form: dict[str, Any] | None = None) -> Written | Refused:
+        """One request, repeated where that may help. Raises EngineDiedError, BadInputError; _SchemaRefusedError where it may be `form`."""
         messages: Any = [{"role": "user", "content": content}]
+        extra: Any = {"response_format": form} if form else {}
         error: openai.APIError | None = None
         for n_tried in range(N_TRIES):
             if error is not None:
@@ -105,9 +130,12 @@ class EndpointEngine:
                         messages=messages,
                         max_tokens=self.settings.max_tokens,
                         temperature=0.0,
+                        **extra,
                     )
                 )
             except openai.APIStatusError as said:
+                if form and not self.takes_schema and said.status_code in NO_SCHEMA:
+                    raise _SchemaRefusedError from said
                 if said.status_code not in BUSY and said.status_code < 500:
                     return self._refused(said)
                 error = said
@@ -121,8 +149,8 @@ class EndpointEngine:
         """What the endpoint will not do. Raises BadInputError where it would do nothing else either."""
         if error.status_code in SETUP:
             raise BadInputError(
-                f"teacher.model: the endpoint {SETUP[error.status_code]} ({error.status_code}): {self._clear(error)}; "
-                f"see VIDEO2LORA_TEACHER_ENDPOINT, {KEY} and teacher.model"
+                f"{self.model.section}.model: the endpoint {SETUP[error.status_code]} ({error.status_code}): {self._clear(error)}; "
+                f"see VIDEO2LORA_TEACHER_ENDPOINT, {KEY} and {self.model.section}.model"
             )
         told = self._clear(error)
         too_long = error.code == "context_length_exceeded" or "maximum context length" in told or error.status_code == 413
@@ -140,7 +168,9 @@ class EndpointEngine:
 
 
 def _frames(clip: Clip) -> list[dict[str, Any]]:
-    """Parts of a message: words and frames by turns, the last words alone. Raises ValueError for damaged frames."""
+    """Parts of a message: words and frames by turns, the last words alone; none of no frames. Raises ValueError for damaged frames."""
+    if not clip.jpegs:
+        return []
     from_jpegs(clip.jpegs)  # nobody would say which frame it was
     parts: list[dict[str, Any]] = []
     words = spoken(clip)

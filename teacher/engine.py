@@ -1,5 +1,6 @@
 """What every engine is, whatever serves the model: frames and prompts of some videos -> what the model writes about them.
 
+A clip without frames is a prompt of words alone, as judges are asked. What is written can be held to a JSON schema.
 Three do it: vLLM with SmolVLM's own prompts, vLLM with any other model's chat template (both `teacher.vllm_engine`), and an
 OpenAI-compatible endpoint (`teacher.endpoint`). `start` chooses. Whatever is wrong with one prompt is that prompt's `Refused`; an engine
 that cannot go on raises EngineDiedError, and whoever called it starts another.
@@ -9,7 +10,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from infra.config import TeacherSettings, Where
 from infra.errors import BadInputError
@@ -26,7 +27,7 @@ class EngineDiedError(Exception):
 
 @dataclass(frozen=True)
 class Clip:
-    """A video's frames and what to ask about them."""
+    """A video's frames and what to ask about them; or, without frames, prompts of words alone, and an id for them."""
 
     video_id: str
     jpegs: Sequence[bytes]
@@ -128,22 +129,26 @@ def engine_options(where: Where) -> EngineOptions:
     )
 
 
-def start(model: Model, settings: TeacherSettings, options: EngineOptions, *, n_frames: int) -> Engine:
-    """The engine the recipe asks for; `n_frames` is the most that a video has.
+def start(
+    model: Model, settings: TeacherSettings, options: EngineOptions, *, n_frames: int, schema: dict[str, Any] | None = None
+) -> Engine:
+    """The engine the recipe asks for; `n_frames` is the most that a video has, `schema` of JSON what texts are held to as far as it can.
 
     Raises BadInputError where the model cannot be asked about so many frames, or the environment lacks the endpoint.
     """
     if settings.served_by == "endpoint":
         from teacher.endpoint import EndpointEngine
 
-        return EndpointEngine(model, settings, options)
+        return EndpointEngine(model, settings, options, schema=schema)
     from teacher.vllm_engine import VllmEngine
 
-    return VllmEngine(model, settings, options, n_frames=n_frames)
+    return VllmEngine(model, settings, options, n_frames=n_frames, schema=schema)
 
 
 def spoken(clip: Clip) -> list[str]:
     """The words around a chat's frames, one before each and one after the last: when each was seen, as SmolVLM2 is told."""
+    if not clip.jpegs:
+        return [""]
     prefix = prompts.video_prefix(clip.timestamps_s, clip.duration_s, placeholder=prompts.IMAGE)
     return [piece.strip() for piece in prefix.removeprefix(prompts.START).split(prompts.IMAGE)]
 

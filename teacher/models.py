@@ -34,18 +34,21 @@ class Model:
     max_positions: int | None = None  # None: an endpoint's affair
     n_kv_values: int = 0  # that one token leaves in the KV cache, over all layers; 0: not to be told from the config
     smolvlm: SmolVLM | None = None  # None: another family, which goes through its own chat template
+    section: str = "teacher"  # of the recipe, which names it: for what is said of a setting
 
 
-def find_model(settings: TeacherSettings) -> Model:
-    """Raises BadInputError if there is no such model, or none with safetensors."""
+def find_model(settings: TeacherSettings, *, section: str = "teacher") -> Model:
+    """Raises BadInputError, naming the recipe's section, if there is no such model, or none with safetensors."""
     if settings.served_by == "endpoint":
-        return Model(settings.model, None, f"{settings.model}@{settings.revision or 'endpoint'}")
-    files = model_files(settings.model, revision=settings.revision, setting="teacher")
+        return Model(settings.model, None, f"{settings.model}@{settings.revision or 'endpoint'}", section=section)
+    files = model_files(settings.model, revision=settings.revision, setting=section)
     try:
         config = json.loads((files.folder / "config.json").read_text())
-        return Model(files.path, files.revision, files.identity, **_sizes(config), smolvlm=_smolvlm(config, files.folder))
+        return Model(files.path, files.revision, files.identity, **_sizes(config), smolvlm=_smolvlm(config, files.folder), section=section)
     except (OSError, ValueError, KeyError) as error:
-        raise BadInputError(f"teacher.model: {settings.model}: expected a model's config files in {files.folder}, got {error!r}") from error
+        raise BadInputError(
+            f"{section}.model: {settings.model}: expected a model's config files in {files.folder}, got {error!r}"
+        ) from error
 
 
 def max_model_len(model: Model, settings: TeacherSettings) -> int:

@@ -20,8 +20,8 @@ from typing import Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from infra.config import Settings
 from infra.errors import BadInputError
+from infra.settings import Settings
 
 QUESTION = "question"
 ASKED_SPLITS = ("train", "validation")

@@ -29,10 +29,11 @@ from infra.storage import Table, read_shard
 from teacher import measures as measures_of
 from teacher.capacity import check_room, engine_count
 from teacher.engine import engine_options
+from teacher.lasting import Plan, teacher_name
 from teacher.models import Model, find_model
 from teacher.prompts import Prompt, PromptSet, load_prompt_set, prompts_of
 from teacher.vllm_settings import engine_environment
-from teacher.write_targets import STAGE, Plan, WriteTargets, target_key, teacher_name
+from teacher.write_targets import STAGE, WriteTargets, target_key
 
 if TYPE_CHECKING:
     import ray

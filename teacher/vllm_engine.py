@@ -6,7 +6,8 @@ message, and its own processor resizes them.
 
 A video's prompts go in one after the other, and each frame carries the hash of its content. So vLLM preprocesses and encodes it once,
 however many prompts it has (a test counts what passes the vision tower), and they share its KV cache. The next video's frames are
-decoded on a thread beside; where vLLM has a process of its own, it generates meanwhile.
+decoded on a thread beside; where vLLM has a process of its own, it generates meanwhile. Texts that are to fit a schema cannot but fit it,
+from their first token, or, of a model that thinks, from the end of its thinking (`vllm_settings`).
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from infra.config import TeacherSettings
 from infra.errors import BadInputError
 from teacher.engine import Clip, EngineDiedError, EngineOptions, Refused, Spent, Written, one_line, spoken
 from teacher.models import Model, max_model_len
-from teacher.vllm_settings import inspect_here, llm_arguments
+from teacher.vllm_settings import inspect_here, llm_arguments, opens_thinking, sampling_arguments, schema_settings
 from video2lora import prompts
 from video2lora.jpeg import from_jpegs
 
@@ -72,7 +73,7 @@ class AskingSmolVLM:
         self.end_ids = [end_id]
 
     def look(self, clip: Clip) -> Pictures:
-        return squares(clip, self.size_px)
+        return squares(clip, self.size_px) if clip.jpegs else Pictures([], [], prompts.START)
 
     def put(self, seen: Pictures, texts: Sequence[str]) -> list[Any]:
         whole = [seen.words + text + prompts.ASSISTANT for text in texts]
@@ -83,7 +84,7 @@ class AskingSmolVLM:
         images = {"multi_modal_data": {"image": seen.images}, "multi_modal_uuids": {"image": seen.image_ids}}
         if token_ids.count(self.image_id) != len(seen.images):  # the tokenizer reads `<image>` in a text as the token
             raise SpeltImageError(f"got {token_ids.count(self.image_id)} image tokens, expected {len(seen.images)}, one per frame")
-        (rendered,) = self.renderer.render_cmpl([{"prompt_token_ids": token_ids, **images}])
+        (rendered,) = self.renderer.render_cmpl([{"prompt_token_ids": token_ids, **(images if seen.images else {})}])
         return rendered
 
 
@@ -101,7 +102,8 @@ class AskingByChat:
         self.end_ids: list[int] = []
 
     def look(self, clip: Clip) -> Pictures:
-        return Pictures([Image.fromarray(one) for one in from_jpegs(clip.jpegs)], _ids(clip), spoken(clip))
+        images = [Image.fromarray(one) for one in from_jpegs(clip.jpegs)] if clip.jpegs else []
+        return Pictures(images, _ids(clip), spoken(clip))
 
     def put(self, seen: Pictures, texts: Sequence[str]) -> list[Any]:
         return list(texts)
@@ -112,7 +114,7 @@ class AskingByChat:
             content += [{"type": "text", "text": words}, {"type": "image_pil", "image_pil": image, "uuid": image_id}]
         content.append({"type": "text", "text": f"{seen.words[-1]}{asked}"})
         _, (rendered,) = self.renderer.render_chat([[{"role": "user", "content": content}]], self.chat, self.tokens)
-        frames = rendered["mm_placeholders"]["image"]
+        frames = rendered["mm_placeholders"]["image"] if seen.images else []
         rest = list(rendered["prompt_token_ids"])
         for frame in frames:
             rest[frame.offset : frame.offset + frame.length] = [-1] * frame.length
@@ -132,7 +134,9 @@ class TooLongError(ValueError):
 class VllmEngine:
     """A vLLM engine: on the GPUs that Ray gave this process, or on the CPU."""
 
-    def __init__(self, model: Model, settings: TeacherSettings, options: EngineOptions, *, n_frames: int) -> None:
+    def __init__(
+        self, model: Model, settings: TeacherSettings, options: EngineOptions, *, n_frames: int, schema: dict[str, Any] | None = None
+    ) -> None:
         """`n_frames` is the most that a video has. Raises BadInputError for a model that cannot be asked about so many."""
         from vllm import LLM, SamplingParams
 
@@ -141,17 +145,11 @@ class VllmEngine:
         self.spent = Spent()
         self.model, self.settings, self.options = model, settings, options
         self.longest = max_model_len(model, settings) - settings.max_tokens
-        self.llm = LLM(**llm_arguments(model, settings, options, n_frames=n_frames))
+        thinks = schema is not None and opens_thinking(model)
+        self.llm = LLM(**llm_arguments(model, settings, options, n_frames=n_frames), **(schema_settings(thinks=thinks) if schema else {}))
         self.tokenizer = self.llm.get_tokenizer()
         self.asking: Asking = AskingByChat(self.llm) if model.smolvlm is None else AskingSmolVLM(self.llm, model.smolvlm.image_size_px)
-        self.sampling = SamplingParams(
-            temperature=0.0,
-            max_tokens=settings.max_tokens,
-            stop_token_ids=self.asking.end_ids,
-            detokenize=False,
-            logprobs=settings.logprobs or None,
-            output_kind=_last_output_alone(),
-        )
+        self.sampling = SamplingParams(**sampling_arguments(settings, end_ids=self.asking.end_ids, schema=schema, thinks=thinks))
         self.n_asked = 0
         self.stopped = threading.Event()
         if options.process:
@@ -224,7 +222,7 @@ class VllmEngine:
         rendered = self.asking.render(seen, one)
         n_tokens = len(rendered["prompt_token_ids"])
         if n_tokens > self.longest:
-            raise TooLongError(f"got {n_tokens} tokens, expected at most {self.longest} (teacher.max_model_len)")
+            raise TooLongError(f"got {n_tokens} tokens, expected at most {self.longest} ({self.model.section}.max_model_len)")
         self.n_asked += 1
         self.llm.llm_engine.add_request(str(self.n_asked), rendered, self.sampling)
         return str(self.n_asked)
@@ -253,11 +251,13 @@ class VllmEngine:
         try:
             n_tokens = len(self.asking.render(seen, "?")["prompt_token_ids"])
         except Exception as error:
-            raise BadInputError(f"teacher.model: {self.model.path} cannot be asked about {n_frames} frames: {one_line(error)}") from error
+            raise BadInputError(
+                f"{self.model.section}.model: {self.model.path} cannot be asked about {n_frames} frames: {one_line(error)}"
+            ) from error
         if n_tokens > self.longest:
             raise BadInputError(
-                f"recipe: teacher.max_model_len: {n_frames} frames are {n_tokens} tokens, and {self.longest} is all that max_model_len "
-                "and max_tokens leave; take fewer frames or a larger max_model_len"
+                f"recipe: {self.model.section}.max_model_len: {n_frames} frames are {n_tokens} tokens, and {self.longest} is all that "
+                "max_model_len and max_tokens leave; take fewer frames or a larger max_model_len"
             )
 
 
@@ -294,10 +294,3 @@ def _ids(clip: Clip) -> list[str]:
 
 def _said(result: Result | None) -> Result:
     return Refused("teacher_error", "the engine gave no answer") if result is None else result
-
-
-def _last_output_alone() -> Any:
-    """vLLM's word for one output per prompt, when it is finished."""
-    from vllm.sampling_params import RequestOutputKind
-
-    return RequestOutputKind.FINAL_ONLY

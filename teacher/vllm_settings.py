@@ -1,4 +1,4 @@
-"""A model and the environment -> how vLLM is started: its arguments, and the variables of the process that starts it.
+"""A model and the environment -> how vLLM is started and asked: its arguments, and the variables of the process that starts it.
 
 On a GPU vLLM's own choices stand but for what the user sets. On a CPU they would compile for minutes, take 90 % of the memory, and start
 a process of their own in twice the time. Measured there: 15 s in the calling process, 31 s with one of its own.
@@ -12,6 +12,8 @@ from teacher.engine import EngineOptions
 from teacher.models import Model, max_model_len
 
 GIB = 1 << 30
+THINKS = "deepseek_r1"  # vLLM's parser of <think>...</think> whose opening stands in the prompt, whatever the family
+REPLY_TOKENS = 256  # of max_tokens, kept free of thinking for what is to fit a schema: a judgement of 40 words takes about 100
 KV_BLOCK_TOKENS = 32  # vLLM's least on a CPU that is fast there; its default of 128 is longer than a small video's prompt
 
 
@@ -47,6 +49,47 @@ def llm_arguments(model: Model, settings: TeacherSettings, options: EngineOption
         arguments["model_impl"] = "transformers"
     limits = {"max_num_seqs": options.max_num_seqs, "max_num_batched_tokens": options.max_num_batched_tokens}
     return arguments | {name: value for name, value in limits.items() if value is not None}
+
+
+def sampling_arguments(
+    settings: TeacherSettings, *, end_ids: list[int], schema: dict[str, Any] | None = None, thinks: bool = False
+) -> dict[str, Any]:
+    """Of vLLM's `SamplingParams`: greedy, one output per prompt, when it is finished."""
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    most = settings.max_tokens
+    return {
+        "temperature": 0.0,
+        "max_tokens": most,
+        "stop_token_ids": end_ids,
+        "detokenize": False,
+        "logprobs": settings.logprobs or None,
+        "output_kind": RequestOutputKind.FINAL_ONLY,
+        "structured_outputs": StructuredOutputsParams(json=schema) if schema else None,
+        "thinking_token_budget": max(most // 2, most - REPLY_TOKENS) if thinks else None,
+    }
+
+
+def schema_settings(*, thinks: bool) -> dict[str, Any]:
+    """Of vLLM's `LLM`, where texts are to fit a JSON schema: without blanks, of which a model may write any number between two values."""
+    settings: dict[str, Any] = {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}
+    return settings | ({"reasoning_parser": THINKS} if thinks else {})
+
+
+def opens_thinking(model: Model) -> bool:
+    """Whether the model's own prompt ends with an open `<think>`, so that it thinks before it replies.
+
+    One that only may think (Qwen3's hybrids) does not where a schema holds from the first token: it replies at once.
+    """
+    if model.smolvlm is not None:
+        return False
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model.path, revision=model.revision)
+    if not tokenizer.chat_template or not {"<think>", "</think>"} <= tokenizer.get_vocab().keys():
+        return False
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], add_generation_prompt=True, tokenize=False)
+    return bool(prompt.rstrip().endswith("<think>"))
 
 
 def cpu_settings(model: Model, settings: TeacherSettings) -> dict[str, Any]:

@@ -1,41 +1,41 @@
-"""`questions` of one split -> `answers`: every question answered by every system of the recipe.
+"""`questions` of one split -> `answers`: every question answered by every system of the recipe, for each training seed of the recipe.
 
 Reads    videos (for the split), questions, frames, targets (the teacher's captions, for the system `caption` alone) and the
-         recipe's hypernetwork.
-Writes   answers. Rejects: question_without_video, once for a question whose video has no frames; and for a question and system
-         prompt_too_long, bad_row (its text spells an image token) and no_targets (no caption by the teacher).
+         recipe's hypernetworks.
+Writes   answers, a set for each seed. Rejects: question_without_video, once for a question whose video has no frames; and for a question
+         and system prompt_too_long, bad_row (its text spells an image token) and no_targets (no caption by the teacher).
 Command  video2lora answer --recipe demo
 Cost     the demo's 540 questions in 6 systems: about 15 s of one core; memory grows with questions_per_batch adapters.
 
 Plain torch in this process, no Ray: one test split is small, and a time to first token measured beside other workers means nothing.
 Videos go through in a seeded shuffle; `other_video` is the next one in it, so nobody gets the own adapter and each video is
 internalized once. A block is some whole videos with all their questions and systems, and one commit: a killed run goes on with
-the same blocks, and so with the same batches.
+the same blocks, and so with the same batches. What does not depend on the training (base, say) is answered for the first seed, and its
+rows, with the times measured then, are those of the other seeds too.
 """
 
 import random
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
-from fsspec.implementations.local import LocalFileSystem
 
 from infra.attempt import reject
 from infra.config import Recipe, Where, load_recipe, load_where
 from infra.errors import BadInputError
-from infra.outputs import Output
 from infra.progress import counting, say
-from infra.sets import answers_made, answers_set, frames_set, made_targets, trained_hypernetwork
+from infra.s3 import S3, fetch
+from infra.sets import answers_made, answers_set, champion_folder, frames_set, made_targets, trained_hypernetwork
 from infra.stage import Order
 from infra.storage import Table
 
 SEED = 0  # of the order of videos, and of the questions that are timed
+TRAINED = ("ours", "merged", "composed", "other_video", "static")  # the systems that another training makes other ones
 
 Row = dict[str, Any]
 
@@ -95,6 +95,17 @@ def is_done(block: Block, left: set[str], systems: Sequence[str]) -> bool:
     return not any(f"{block.questions[0]['question_id']}/{system}" in left for system in systems)
 
 
+def untrained(recipe: Recipe, where: Where) -> list[Recipe]:
+    """The recipe with each of its seeds that no hypernetwork was trained with. Raises StorageError."""
+    missing = []
+    for one in recipe.of_seeds():
+        try:
+            trained_hypernetwork(one, where.data)
+        except BadInputError:
+            missing.append(one)
+    return missing
+
+
 def build(recipe: Recipe, where: Where, *, todo: Sequence[Block], timed: frozenset[str]) -> Iterator[tuple[list[Row], list[Row]]]:
     """The flow: block -> its answers and rejects. Loads the models when the first block is asked for. Raises BadInputError."""
     from training.systems import Systems  # torch and transformers: not needed to find that there is nothing to do
@@ -104,14 +115,34 @@ def build(recipe: Recipe, where: Where, *, todo: Sequence[Block], timed: frozens
     # 2. the teacher's words
     said = captions(made_targets(recipe, where.data).read().to_pylist()) if "caption" in recipe.answer.systems else {}
     # 3. models, once; 1 block -> (its questions x systems) rows
-    with local_hypernetwork(trained_hypernetwork(recipe, where.data)) as folder:
-        systems = Systems(recipe, hypernetwork=folder, frames=rows, captions=said)
+    challenged = champion_folder(recipe)
+    with ExitStack() as fetched:
+        folder = fetched.enter_context(local_hypernetwork(trained_hypernetwork(recipe, where.data).folder))
+        champion = fetched.enter_context(local_hypernetwork(challenged)) if challenged else None
+        systems = Systems(recipe, hypernetwork=folder, frames=rows, captions=said, champion=champion)
     for block in todo:
         yield systems(block, timed)
 
 
 def run(recipe: Recipe, where: Where) -> str:
-    """Answer what is not answered yet. Raises BadInputError, StorageError, RowsLostError, SupersededError."""
+    """Answer what is not answered yet, seed by seed. Raises BadInputError, StorageError, RowsLostError, SupersededError."""
+    if recipe.evaluation.seeds is None:
+        return of_seed(recipe, where)
+    if missing := untrained(recipe, where):
+        seeds = ", ".join(str(one.training.seed) for one in missing)
+        raise BadInputError(
+            f"{where.data}: this recipe was not trained with seed {seeds} (recipe: evaluation.seeds): run `video2lora evaluate`, which"
+            " trains what is missing"
+        )
+    told, first = [], None
+    for one in recipe.of_seeds():
+        told.append(f"seed {one.training.seed}: {of_seed(one, where, about=f', seed {one.training.seed}', like=first)}")
+        first = first or answers_set(one, where.data)
+    return "; ".join(told)
+
+
+def of_seed(recipe: Recipe, where: Where, *, about: str = "", like: Table | None = None) -> str:
+    """The answers of one training. `like` are another's, complete: what does not depend on the training is taken over from there."""
     made = answers_made(recipe, where.data)
     table, systems = answers_set(recipe, where.data), recipe.answer.systems
     if table.is_complete():
@@ -125,17 +156,41 @@ def run(recipe: Recipe, where: Where) -> str:
     wanted = [f"{row['question_id']}/{system}" for row in asked for system in systems] + [row["key"] for row in rejects]
     attempt = Order(table, {}, wanted, made).begin()
     attempt.write([], [row for row in rejects if row["key"] in attempt.left])
+    if like is not None:
+        attempt.write(*same_as(like, attempt.left))
+    recipe = by_systems_left(recipe, attempt.left)
     plan = blocks(asked, n_questions=recipe.answer.questions_per_batch)
-    todo = [block for block in plan if not is_done(block, attempt.left, systems)]
+    todo = [block for block in plan if not is_done(block, attempt.left, recipe.answer.systems)]
     if len(todo) < len(plan):
-        say(f"answer: {len(plan) - len(todo)} of {len(plan)} blocks were answered before; going on behind them")
+        say(f"answer{about}: {len(plan) - len(todo)} of {len(plan)} blocks were answered before; going on behind them")
     if todo:
         timed = timed_questions(asked, recipe.answer.n_timed)
-        with counting("answer", "answers", sum(len(block.questions) for block in todo) * len(systems)) as counter:
+        n_answers = sum(len(block.questions) for block in todo) * len(recipe.answer.systems)
+        with counting(f"answer{about}", "answers", n_answers) as counter:
             for rows, dropped in build(recipe, where, todo=todo, timed=timed):
                 counter.advance(attempt.write(rows, dropped))
     attempt.complete()
     return f"answers: {table.n_rows()} answers to {len(asked)} questions about {n_videos} videos, {table.n_rejects()} rejects"
+
+
+def same_as(table: Table, left: set[str]) -> tuple[list[Row], list[Row]]:
+    """Rows and rejects of another training's answers, of the systems that are the same in both, as far as their keys are left."""
+    rows = [row for row in table.read().to_pylist() if row["system"] not in TRAINED and table.spec.key_of(row) in left]
+    rejects = [row for row in table.read_rejects().to_pylist() if system_of(row["key"]) not in TRAINED and row["key"] in left]
+    return rows, rejects
+
+
+def by_systems_left(recipe: Recipe, left: set[str]) -> Recipe:
+    """The recipe, without the systems that have answered all that was asked."""
+    remaining = {system_of(key) for key in left}
+    systems = tuple(system for system in recipe.answer.systems if system in remaining)
+    champion = recipe.answer.champion if "champion" in systems else None
+    return recipe.model_copy(update={"answer": recipe.answer.model_copy(update={"systems": systems, "champion": champion})})
+
+
+def system_of(key: str) -> str:
+    """Of a key of `answers`."""
+    return key.rpartition("/")[2]
 
 
 def questions_of(recipe: Recipe, where: Where) -> list[Row]:
@@ -155,15 +210,17 @@ def frames_of(recipe: Recipe, where: Where) -> pa.Table:
 
 
 @contextmanager
-def local_hypernetwork(hypernetwork: Output) -> Iterator[Path]:
-    """The hypernetwork's folder on this machine, fetched for the block if the data folder is in a bucket."""
-    fs, folder = fsspec.core.url_to_fs(hypernetwork.folder)
-    if isinstance(fs, LocalFileSystem):
-        yield Path(folder)
+def local_hypernetwork(folder: str) -> Iterator[Path]:
+    """A hypernetwork's folder on this machine, fetched for the block if it is in a bucket. Raises BadInputError where it is none."""
+    if not folder.startswith(S3):
+        yield Path(folder.removeprefix("file://"))
         return
     with tempfile.TemporaryDirectory() as fetched:
         for name in ("config.json", "hypernetwork.safetensors"):
-            fs.get_file(f"{folder}/{name}", f"{fetched}/{name}")
+            try:
+                fetch(f"{folder.rstrip('/')}/{name}", f"{fetched}/{name}")
+            except (FileNotFoundError, PermissionError) as error:
+                raise BadInputError(f"{folder} holds no hypernetwork that can be read: {error}") from error
         yield Path(fetched)
 
 

@@ -1,125 +1,120 @@
-"""The report's numbers and its test clips -> one HTML page that opens from disk.
+"""A report's rows and frames -> what its page lets one look through: questions with every system's answer, and contact sheets of clips.
 
-No server, no network, no file beside it: pictures are data: URIs, style and script stand in the page, and its Content-Security-Policy
-names the hashes of these two and forbids everything else. Every text comes from outside (clips, questions, a model's answers), so jinja2
-escapes all of it; should that ever fail, a script in an answer would still not run.
-
-The page shows a seeded sample of clips, as many as fit in MAX_PAGE_BYTES, and says how many that are.
+All answers of a page are of one training; those of the others stand in rows.parquet. Videos come in a seeded order, the questions of one
+together, as many as fit in MAX_ROWS_BYTES. Pictures go by turns to the clips of that order and to those where the first system loses
+most against the second, which is where people look first, until MAX_PICTURES_BYTES are full; the page says how many there are.
 """
 
 import base64
-import hashlib
 import io
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+import pyarrow as pa
 from PIL import Image
 
-from training.measures import Scored, size_text
-
 SEED = 0
-MAX_CLIPS = 60
-MAX_PAGE_BYTES = 2_500_000  # of the clips; numbers and recipe add less than 100 kB
-BYTES_PER_CELL = 90  # tags around an answer
-THUMBNAIL_PX = 96
+MAX_ROWS_BYTES = 12_000_000  # 5,000 questions of 8 systems at 64 tokens; a browser parses as much in 0.1 s
+MAX_PICTURES_BYTES = 6_000_000  # with the rows what an e-mail or MLflow's viewer still takes
+THUMBNAIL_PX = 112
 FRAMES_PER_ROW = 6
+FRAMES_SHOWN = 12  # evenly chosen where a clip has more; the paper keeps 12
 JPEG_QUALITY = 70
 
-SYSTEM_NAMES = {
-    "base": "base (video in context)",
-    "ours": "ours (adapter, no visual token)",
-    "other_video": "another video's adapter",
-    "static": "static adapter alone",
-    "blind": "blind (question alone)",
-    "caption": "teacher's caption as text",
-}
+Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Said:
-    system: str
-    answer: str
-    right: bool
+class Shown:
+    """`data` is the value that the page's script reads; the counts are what it says of it."""
+
+    data: Facts
+    n_questions: int
+    n_all_questions: int
+    n_pictured: int
+    n_clips: int
+    training_seed: str  # of the answers
 
 
-@dataclass(frozen=True)
-class Asked:
-    family: str
-    question: str
-    references: list[str]
-    said: list[Said]
-
-    @property
-    def right(self) -> str:
-        """Systems that are right, for the page's filter."""
-        return " ".join(one.system for one in self.said if one.right)
+def show(rows: Sequence[Facts], frames: pa.Table, *, systems: Sequence[str], scores: Sequence[str]) -> Shown:
+    """Of a report: `rows` as in rows.parquet, `frames` one row per video."""
+    seed = rows[0]["seed"]
+    asked = questions_of([row for row in rows if row["seed"] == seed], systems, scores)
+    pair = _pair(systems)
+    kept = in_order(asked)
+    pictures = pictures_of(frames, _to_picture(kept, pair))
+    return shown(kept, pictures, systems=systems, scores=scores, pair=pair, n_all=len(asked), training_seed=str(seed))
 
 
-@dataclass(frozen=True)
-class Clip:
-    video_id: str
-    picture: str  # data: URI
-    width_px: int
-    height_px: int
-    alt: str
-    questions: list[Asked]
-
-    @property
-    def n_bytes(self) -> int:
-        """About what the clip adds to the page."""
-        texts = [text for q in self.questions for text in (q.question, *q.references, *(one.answer for one in q.said))]
-        return len(self.picture) + sum(len(text.encode()) + BYTES_PER_CELL for text in texts)
+def shown(
+    kept: Sequence[Facts], pictures: Facts, *, systems: Sequence[str], scores: Sequence[str], pair: tuple[int, int], n_all: int,
+    training_seed: str,
+) -> Shown:  # fmt: skip
+    """`pair` is what the page compares first: places of a system and of the one it is held against."""
+    data = {"systems": list(systems), "scores": list(scores), "pair": list(pair), "rows": list(kept), "pictures": pictures}
+    videos = {one["video"] for one in kept}
+    return Shown(data, len(kept), n_all, len(videos & pictures.keys()), len(videos), training_seed)
 
 
-def sample_clips(scored: Sequence[Scored], *, questions: Sequence[dict[str, Any]], frames: Sequence[dict[str, Any]]) -> list[Clip]:
-    """Clips of the page, in the order drawn. `frames` has one row per video."""
-    by_video = {row["video_id"]: row for row in frames}
-    asked: dict[str, list[dict[str, Any]]] = {}
-    for row in sorted(questions, key=lambda row: (row["style"], row["question_id"])):
-        asked.setdefault(row["video_id"], []).append(row)
-    said: dict[str, list[Said]] = {}
-    for one in scored:
-        said.setdefault(one.question_id, []).append(Said(one.system, one.answer, one.exact_match == 1.0))
-    videos = sorted({one.video_id for one in scored} & by_video.keys())
-    clips: list[Clip] = []
-    left_bytes = MAX_PAGE_BYTES
-    for video_id in random.Random(SEED).sample(videos, min(MAX_CLIPS, len(videos))):
-        rows = [
-            Asked(row["style"], row["question"], row["references"], said[row["question_id"]])
-            for row in asked[video_id]
-            if row["question_id"] in said
-        ]
-        clip = _clip(by_video[video_id], rows)
-        left_bytes -= clip.n_bytes
+def questions_of(rows: Sequence[Facts], systems: Sequence[str], scores: Sequence[str]) -> list[Facts]:
+    """One entry for each question, with an answer (or none) for each system in its place."""
+    found: dict[str, Facts] = {}
+    for row in rows:
+        entry = found.setdefault(
+            row["question_id"],
+            {
+                "id": row["question_id"], "video": row["video_id"], "benchmark": row["benchmark"], "style": row["style"],
+                "question": row["question"], "references": list(row["references"]), "said": [None] * len(systems),
+            },
+        )  # fmt: skip
+        entry["said"][systems.index(row["system"])] = {
+            "answer": row["answer"],
+            "marks": [None if row[name] is None else round(row[name], 4) for name in scores],
+            "degenerate": row["degenerate"],
+            "points": row["judge_points"],
+            "rationale": row["judge_rationale"],
+        }
+    return list(found.values())
+
+
+def in_order(asked: Sequence[Facts]) -> list[Facts]:
+    """Videos in a seeded order, and of each its questions by style, as long as there is room."""
+    by_video: dict[str, list[Facts]] = {}
+    for one in sorted(asked, key=lambda one: (one["benchmark"], one["style"], one["id"])):
+        by_video.setdefault(one["video"], []).append(one)
+    videos = sorted(by_video)
+    random.Random(SEED).shuffle(videos)
+    kept: list[Facts] = []
+    left_bytes = MAX_ROWS_BYTES
+    for one in (one for video in videos for one in by_video[video]):
+        left_bytes -= len(json.dumps(one))
         if left_bytes < 0:
             break
-        clips.append(clip)
-    return clips
+        kept.append(one)
+    return kept
 
 
-def _clip(row: dict[str, Any], questions: list[Asked]) -> Clip:
-    sheet = contact_sheet(row["jpegs"])
-    buffer = io.BytesIO()
-    sheet.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    stamps = ", ".join(f"{time_s:.1f}" for time_s in row["timestamps_s"])
-    return Clip(
-        video_id=row["video_id"],
-        picture="data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(),
-        width_px=sheet.width,
-        height_px=sheet.height,
-        alt=f"{len(row['jpegs'])} frames of clip {row['video_id']}, from left to right, at {stamps} of {row['duration_s']:.1f} seconds",
-        questions=questions,
-    )
+def pictures_of(frames: pa.Table, videos: Sequence[str]) -> dict[str, Facts]:
+    """Contact sheets of these videos, in their order, as long as there is room."""
+    place = {video_id: i for i, video_id in enumerate(frames["video_id"].to_pylist())}
+    pictures: dict[str, Facts] = {}
+    left_bytes = MAX_PICTURES_BYTES
+    for video_id in videos:
+        if video_id not in place:
+            continue
+        picture = _picture(frames.slice(place[video_id], 1).to_pylist()[0])
+        left_bytes -= len(picture["src"])
+        if left_bytes < 0:
+            break
+        pictures[video_id] = picture
+    return pictures
 
 
 def contact_sheet(jpegs: Sequence[bytes]) -> Image.Image:
-    """All frames of a clip in one picture, FRAMES_PER_ROW in a row, none larger than THUMBNAIL_PX."""
+    """Frames of a clip in one picture, FRAMES_PER_ROW in a row, none larger than THUMBNAIL_PX."""
     thumbnails = [Image.open(io.BytesIO(jpeg)).convert("RGB") for jpeg in jpegs]
     for thumbnail in thumbnails:
         thumbnail.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
@@ -134,51 +129,39 @@ def contact_sheet(jpegs: Sequence[bytes]) -> Image.Image:
     return sheet
 
 
-def render(numbers: Mapping[str, Any], clips: Sequence[Clip]) -> str:
-    """The page. `numbers` is the value of report.json."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "score": _score,
-        "interval": _interval,
-        "size": size_text,
-        "number": _number,
-        "pretty": _pretty,
+def _picture(row: Facts) -> Facts:
+    n_frames = len(row["jpegs"])
+    n_shown = min(n_frames, FRAMES_SHOWN)
+    places = [i * n_frames // n_shown for i in range(n_shown)]
+    sheet = contact_sheet([row["jpegs"][i] for i in places])
+    buffer = io.BytesIO()
+    sheet.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    stamps = ", ".join(f"{time_s:.1f}" for time_s in (row["timestamps_s"][i] for i in places))
+    return {
+        "src": "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(),
+        "width": sheet.width,
+        "height": sheet.height,
+        "alt": f"{n_shown} of {n_frames} frames of the clip, from left to right, at {stamps} of {row['duration_s']:.1f} seconds",
     }
-    style = environment.get_template("report.css.j2").render()
-    script = environment.get_template("report.js.j2").render()
-    return environment.get_template("report.html.j2").render(
-        numbers=numbers,
-        clips=clips,
-        names=SYSTEM_NAMES,
-        style=Markup(style),
-        script=Markup(script),
-        style_hash=_hash(style),
-        script_hash=_hash(script),
-    )
 
 
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+def _pair(systems: Sequence[str]) -> tuple[int, int]:
+    """Ours against base, or what comes nearest."""
+    first = systems.index("ours") if "ours" in systems else len(systems) - 1
+    return first, systems.index("base") if "base" in systems else 0
 
 
-def _score(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _to_picture(kept: Sequence[Facts], pair: tuple[int, int]) -> list[str]:
+    """Videos of the page by turns in its order and by the worst loss of a question."""
+    ordered = list(dict.fromkeys(one["video"] for one in kept))
+    worst = list(dict.fromkeys(one["video"] for one in sorted(kept, key=lambda one: _gained(one, pair))))
+    return list(dict.fromkeys(video for both in zip(ordered, worst, strict=True) for video in both))
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.1f}"
-
-
-def _interval(found: Mapping[str, Any]) -> str:
-    edges = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
-    return _score(found["value"]) + edges
-
-
-def _pretty(value: Any) -> str:
-    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+def _gained(one: Facts, pair: tuple[int, int]) -> float:
+    """By the first score that both have; 0 where there is none."""
+    said = [one["said"][place] for place in pair]
+    if None in said:
+        return 0.0
+    both = ((a, b) for a, b in zip(said[0]["marks"], said[1]["marks"], strict=True) if a is not None and b is not None)
+    return next((a - b for a, b in both), 0.0)

@@ -19,11 +19,12 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from infra.config import HOW, Recipe, Settings, Where, checked, load_recipe, read_yaml
+from infra.config import HOW, Recipe, Where, checked, load_recipe, read_yaml
 from infra.errors import BadInputError, MadeFromOtherError, StageFailedError
 from infra.objects import read_json, remove, write_new
 from infra.progress import say
 from infra.sets import answers_set, examples_set, hypernetwork_output, made_targets, trained_hypernetwork
+from infra.settings import Settings
 from infra.storage import Table
 from training import answer, measures, sweep_table, train
 from training.sweep_measures import BASE, OF_ADAPTERS, OF_THE_VLM, Outcome, numbers
@@ -76,7 +77,7 @@ def runs_of(sweep: Sweep, *, where: str) -> list[Run]:
     for i, seed in enumerate(sweep.seeds):
         for name, recipe in recipes.items():
             systems = [*OF_THE_VLM, *OF_ADAPTERS] if (i, name) == (0, BASE) else [*OF_ADAPTERS]
-            shared = {SEED: seed, "answer.systems": systems, "answer.n_timed": 0}
+            shared = {SEED: seed, "evaluation.seeds": None, "answer.systems": systems, "answer.champion": None, "answer.n_timed": 0}
             found.append(Run(name, changes[name], seed, changed(recipe, shared, where=where)))
     return found
 

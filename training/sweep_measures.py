@@ -1,7 +1,7 @@
 """Answers of a sweep's trainings -> its table's numbers: plain Python and numpy, no storage.
 
-Each number is a mean over seeds with a 95 % interval that `measures.with_interval` draws over seeds and videos. The difference to the base
-is paired: the same seeds, videos and questions on both sides. Only questions that every finished training answered count, so that all
+Each number is a mean over seeds with a 95 % interval that `equivalence.with_interval` draws over seeds and videos. The difference to the
+base is paired: the same seeds, videos and questions on both sides. Only questions that every finished training answered count, so that all
 rows speak of the same ones. Intervals are of each row by itself: of twenty rows one lies outside by chance.
 """
 
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from training.measures import METRICS, Scored, gap_ratio, sums_by_video, with_interval
+from training.measures import METRICS, Scored, gap_ratio, sums_by_video
+from video2lora.equivalence import with_interval
 
 BASE = "base"  # the name of the row without a change
 OF_ADAPTERS = ("ours", "other_video")

@@ -11,6 +11,8 @@ from PIL import Image
 from infra import sets
 from infra.attempt import reject
 from infra.config import Recipe, SceneSettings
+from infra.evaluation_config import JudgeModel
+from infra.judged import Judged
 from infra.objects import write_new
 from infra.outputs import Output
 from infra.stage import Order
@@ -54,7 +56,7 @@ def make_root(root: Path) -> str:
 
 def make_tables(root: str) -> str:
     """Of five videos, number 2 is not to be decoded, and of 1 a caption is unfinished. All books are closed."""
-    for make in (make_sources, make_frames, make_targets, make_examples, make_visual_tokens, make_answers):
+    for make in (make_sources, make_frames, make_targets, make_examples, make_visual_tokens, make_answers, make_judgements):
         make(root, len(IDS))
     return root
 
@@ -71,7 +73,16 @@ def make_sources(root: str, n: int) -> None:
     asked = {"stage": "manifest", "source": f"{root}/list.jsonl", "content": "abc"}
     write(Order(videos, asked, [*(videos.spec.key_of(one) for one in rows), "list.jsonl:9"]), rows, [bad])
     rows = [
-        row(questions, question_id=f"q{i}{j}", version="v1", video_id=IDS[i], benchmark="made", question="What?", references=["it"])
+        row(
+            questions,
+            question_id=f"q{i}{j}",
+            version="v1",
+            video_id=IDS[i],
+            benchmark="made",
+            question="What?",
+            references=["it"],
+            task="question",
+        )
         for i in range(n)
         for j in range(2)
     ]
@@ -132,10 +143,27 @@ def make_visual_tokens(root: str, n: int) -> Table:
     return tokens
 
 
+def answer(i: int, j: int) -> str:
+    """The first one of a video is like no other's, the second like all others'."""
+    return "it" if j else f"it is {i}"
+
+
+def make_judgements(root: str, n: int) -> Table:
+    judge = JudgeModel(model="judge")
+    judgements = sets.judgements_set(judge, root, weights=WEIGHTS, rubrics="r1")
+    words = {answer(i, j): Judged("question", "What?", ("it",), answer(i, j)).judgement_id for i in range(n) for j in range(2)}
+    rows = [
+        row(judgements, judgement_id=key, score=1.0, points=5, rationale=f"says: {text}", replies=["{}"]) for text, key in words.items()
+    ]
+    made = sets.judgements_made(judge, weights=WEIGHTS, rubrics="r1")
+    write(Order(judgements, {"inputs": {}}, [one["judgement_id"] for one in rows], made), rows)
+    return judgements
+
+
 def make_answers(root: str, n: int) -> Table:
     made = {"stage": "answer"}
     answers = Table(root, "answers", "answers-made")
-    rows = [row(answers, question_id=f"q{i}{j}", system="ours", answer="it", n_input_tokens=7) for i in range(n) for j in range(2)]
+    rows = [row(answers, question_id=f"q{i}{j}", system="ours", answer=answer(i, j), n_input_tokens=7) for i in range(n) for j in range(2)]
     write(Order(answers, {"inputs": {}}, [answers.spec.key_of(one) for one in rows], made), rows)
     return answers
 

@@ -13,7 +13,7 @@ from infra.errors import BadInputError
 RECIPES = Path(config.__file__).parent / "recipes"
 
 
-@pytest.mark.parametrize("name", ["demo", "tiny", "ablation"])
+@pytest.mark.parametrize("name", ["demo", "tiny", "ablation", "evaluation"])
 def test_shipped_recipes_load(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.world is not None
@@ -130,7 +130,7 @@ def test_what_is_no_recipe_is_refused_and_runs_nothing(tmp_path: Path, text: str
 
 
 def test_a_recipe_that_is_not_there_lists_those_that_are() -> None:
-    with pytest.raises(BadInputError, match="ablation, demo, smolvlm2_256m, smolvlm2_2b, smolvlm2_500m, tiny"):
+    with pytest.raises(BadInputError, match="ablation, demo, evaluation, smolvlm2_256m, smolvlm2_2b, smolvlm2_500m, tiny"):
         load_recipe("dmeo")
 
 
@@ -141,3 +141,12 @@ def test_the_environment_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDEO2LORA_TRAINING_WORKERS", "none")
     with pytest.raises(BadInputError, match="training_workers"):
         load_where()
+
+
+@pytest.mark.parametrize(
+    "setting", ["answer: {systems: [base, ours, base]}", "evaluation: {seeds: [3, 5, 3]}", "figures: {n_chunks: [2, 2]}"]
+)
+def test_what_comes_twice_is_refused(tmp_path: Path, setting: str) -> None:
+    (tmp_path / "twice.yaml").write_text(setting)
+    with pytest.raises(BadInputError, match=r"(answer.systems|evaluation.seeds|figures.n_chunks): .*each once"):
+        load_recipe(str(tmp_path / "twice.yaml"))

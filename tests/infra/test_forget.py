@@ -34,7 +34,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def own_texts(i: int) -> set[str]:
     """What only rows of this video hold: its id, its address, its questions."""
-    return {IDS[i], f"/{i}.mp4", content_hash(i), f"q{i}0", f"q{i}1"}
+    return {IDS[i], f"/{i}.mp4", content_hash(i), f"q{i}0", f"q{i}1", f"it is {i}"}
 
 
 def files_holding(root: str, texts: set[str]) -> list[Path]:

@@ -14,6 +14,8 @@ from tests.infra.made_tables import IDS, RECIPE, WEIGHTS, make_root, row
 
 Command = Callable[..., Any]
 
+MADE = ["files", "videos", "questions", "scenes", "frames", "targets", "examples", "visual_tokens", "answers", "judgements"]
+
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -25,7 +27,7 @@ def test_every_table_in_a_line(root: str, command: Command) -> None:
     frames = sets.frames_set(RECIPE, root)
     frames.begin({"more": 1}, [*IDS[1:], "f" * 20])
     found = {one["table"]: one for one in json.loads(command("ls", "--json").out)["tables"]}
-    assert list(found) == ["files", "videos", "questions", "scenes", "frames", "targets", "examples", "visual_tokens", "answers"]
+    assert list(found) == MADE
     one = found["frames"]
     assert (one["n_rows"], one["n_rejects"], one["n_pending"], one["n_obsolete"], one["n_wanted"]) == (3, 1, 1, 1, 5)
     assert one["rejects"] == {"decode_error": 1} and one["set"] == frames.set and not one["complete"]
@@ -59,7 +61,7 @@ def test_a_video_in_all_tables(root: str, command: Command) -> None:
     found = json.loads(command("show", IDS[1], "--json").out)
     assert found["video_id"] == IDS[1] and not found["forgotten"]
     tables = {one["table"]: one for one in found["tables"]}
-    assert list(tables) == ["files", "videos", "questions", "scenes", "frames", "targets", "examples", "visual_tokens", "answers"]
+    assert list(tables) == MADE
     assert [one["key"] for one in tables["answers"]["rows"]] == ["q10/ours", "q11/ours"]
     caption, summary = tables["targets"]["rows"]
     assert caption["kind"] == "reject" and caption["holds"]["reason"] == "unfinished_target"

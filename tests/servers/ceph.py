@@ -1,7 +1,7 @@
 """Ceph's S3 gateway over one monitor and one storage daemon in memory: signatures, conditions and errors as stores in use have them.
 
-Programs come from the folder that fetch_ceph.sh fills, else from the machine. All listen on 127.0.0.1 alone. What a cluster's setting up
-takes (keys, a first map of its one daemon) is written before anything starts, so neither Ceph's Python nor root is needed: 6 s.
+Programs come from the folder that `fetch_debian.sh ceph` fills, else from the machine. All listen on 127.0.0.1 alone. What a cluster's
+setting up takes (keys, a first map of its one daemon) is written before anything starts, so neither Ceph's Python nor root is needed: 6 s.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Fixtures of the servers, and the rule of the tests that need Ceph or PostgreSQL: where it is not, they are left out in so many words,
+"""Fixtures of the servers, and the rule of the tests that need a program of Debian's: where it is not, they are left out in so many words,
 or with V2L_REQUIRE_CEPH=1 (CI) they fail."""
 
 import os
@@ -8,14 +8,21 @@ from typing import Any
 import pytest
 
 from tests.servers import ceph as ceph_programs
+from tests.servers import chromium as chromium_program
 from tests.servers import postgres as postgres_programs
+from tests.servers import wordnet as wordnet_files
 from tests.servers.ceph import ceph
 from tests.servers.child import S3Server
 from tests.servers.fault_proxy import FaultProxy, fault_proxy
 from tests.servers.ministack import ministack
 from tests.servers.postgres import postgres
 
-NEEDED = {"ceph_server": (ceph_programs, "Ceph's S3 gateway", "make ceph"), "database": (postgres_programs, "PostgreSQL", "make postgres")}
+NEEDED = {
+    "ceph_server": (ceph_programs, "Ceph's S3 gateway", "make ceph"),
+    "database": (postgres_programs, "PostgreSQL", "make postgres"),
+    "chromium": (chromium_program, "Chromium", "make chromium"),
+    "wordnet": (wordnet_files, "WordNet", "make wordnet"),
+}
 LEFT_OUT = pytest.StashKey[list[str]]()
 
 
@@ -58,6 +65,18 @@ def database() -> Iterator[str]:
     """The address of a database on PostgreSQL, with user and password; tests must leave it as they need it."""
     with postgres() as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What playwright's `chromium.launch` is to be given: executable_path, env, args."""
+    return chromium_program.launched_with(tmp_path_factory.mktemp("chromium"))
+
+
+@pytest.fixture(scope="session")
+def wordnet() -> str:
+    """The folder of WordNet's database: what VIDEO2LORA_WORDNET is to say."""
+    return wordnet_files.folder()
 
 
 @pytest.fixture

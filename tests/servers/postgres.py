@@ -1,4 +1,4 @@
-"""PostgreSQL on loopback, for a block. Programs come from the folder that fetch_postgres.sh fills, else from the machine.
+"""PostgreSQL on loopback, for a block. Programs come from the folder that `fetch_debian.sh postgres` fills, else from the machine.
 
 It refuses to run as root: there it runs as nobody, in a folder of its own that nobody owns. 2 s.
 """

@@ -1,6 +1,5 @@
 """Batched answers of every system against one question at a time, and the stage's books: rejects, second run, going on."""
 
-import io
 import subprocess
 import sys
 from pathlib import Path
@@ -9,82 +8,41 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_examples import fill, fill_hypernetwork, fill_targets
+from made_questions import (
+    MAX_NEW_TOKENS,
+    N_FRAMES,
+    TEST_VIDEOS,
+    a_data_folder,
+    a_recipe,
+    question,
+    write_hypernetwork,
+    write_vlm,
+)
 from PIL import Image
 
-from infra.config import AnswerSettings, Recipe, VLMSettings, Where
+from infra.config import Recipe, Where
 from infra.errors import BadInputError
-from infra.sets import answers_made, answers_set, examples_set, frames_made, frames_set, made_targets, sets_of
+from infra.evaluation_config import AnswerSettings
+from infra.sets import answers_made, answers_set, sets_of, trained_hypernetwork
 from infra.stage import Order
 from infra.storage import Table
 from training import answer
-from training.systems import Systems, frames_of
+from training.systems import Systems
+from training.videos import frames_of
 from video2lora import prompts
 from video2lora.checkpoint import load_hypernetwork, save_hypernetwork
-from video2lora.hypernetwork import Hypernetwork, HypernetworkConfig
 from video2lora.lora import adapted
 from video2lora.pretrained import load_vlm
-from video2lora.tiny.build import build_model, build_tokenizer, save_vlm
-from video2lora.video import Frames, Sampling
+from video2lora.video import Frames
 from video2lora.vlm import FrozenVLM
 
-N_FRAMES, MAX_NEW_TOKENS = 3, 7
-TEST_VIDEOS = ("v0", "v1", "v2", "v3", "v4")
-WORDINGS = ("What is this?", "Which way does the large object move, and how many are there?", "Colour?")
-
-
-def jpegs(seed: int, *, height_px: int, width_px: int) -> list[bytes]:
-    rng = np.random.default_rng(seed)
-    pictures = []
-    for _ in range(N_FRAMES):
-        coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(coarse).resize((width_px, height_px)).save(buffer, "JPEG", quality=95)
-        pictures.append(buffer.getvalue())
-    return pictures
-
-
-def question(number: int, video_id: str, wording: str) -> dict[str, Any]:
-    return {
-        "question_id": f"q{number:02d}",
-        "video_id": video_id,
-        "benchmark": "toy",
-        "style": ("colour", "direction")[number % 2],
-        "question": wording,
-        "references": ["red"],
-    }
-
-
-def write_inputs(recipe: Recipe, data: str) -> None:
-    """Five test videos of different shapes with frames, one without, one to train on; v3 has no text by the teacher, v2 a caption alone."""
-    videos = [{"video_id": v, "uri": v, "split": "test"} for v in (*TEST_VIDEOS, "blank")] + [
-        {"video_id": "t0", "uri": "t", "split": "train"}
-    ]
-    fill(Table(data, "videos"), videos)
-    asked = [question(3 * i + k, v, WORDINGS[k]) for i, v in enumerate(TEST_VIDEOS) for k in range(3)]
-    asked += [question(50, "blank", WORDINGS[0]), question(51, "t0", WORDINGS[0])]
-    asked += [question(52, "v1", "Is <image> a token?"), question(53, "v2", "why " * 1100)]
-    fill(Table(data, "questions"), asked)
-    frames = [
-        {
-            "video_id": v, "sampling": "uniform-3", "jpegs": jpegs(i, height_px=31 + i, width_px=41), "timestamps_s": [0.0, 0.5, 1.0],
-            "duration_s": 1.2, "height_px": 31 + i, "width_px": 41,
-        }
-        for i, v in enumerate((*TEST_VIDEOS, "t0"))
-    ]  # fmt: skip
-    fill(frames_set(recipe, data), frames, made=frames_made(recipe))
-    said = [(v, "caption") for v in ("v0", "v1", "v2", "v4")] + [(v, "summary") for v in ("v0", "v1", "v4")]
-    targets = [
-        {"video_id": v, "prompt_id": task, "teacher": "toy", "task": task, "prompt": "?", "target": f"A {task} of {v}."} for v, task in said
-    ]
-    fill_targets(recipe, data, targets)
+SEED = 42  # of a recipe that names none
 
 
 @pytest.fixture(scope="module")
 def vlm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vlm")
-    tokenizer = build_tokenizer([*WORDINGS, "A summary of a red circle."], vocab_size=320)
-    save_vlm(build_model(tokenizer, seed=3), tokenizer, folder)
+    write_vlm(folder)
     return folder
 
 
@@ -95,37 +53,7 @@ def vlm(vlm_folder: Path) -> FrozenVLM:
 
 @pytest.fixture(scope="module")
 def hypernetwork_folder(vlm: FrozenVLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Untrained, with every zero that makes a fresh hypernetwork change nothing drawn at random."""
-    config = HypernetworkConfig(
-        n_layers=len(vlm.layers), d_vlm=vlm.d_vlm, target_modules=vlm.module_sizes(["down_proj"]), r=3, n_latents=5, n_blocks=1,
-        d_latent=24, n_heads=2, n_kv_heads=1, d_head=12, scaling=1.0, normalise_features=True,
-    )  # fmt: skip
-    hypernetwork = Hypernetwork(config, seed=5)
-    generator = torch.Generator().manual_seed(6)
-    with torch.no_grad():
-        for name, parameter in hypernetwork.named_parameters():
-            if name.endswith(("scale_b", "static.down_proj.lora_b")):
-                parameter.normal_(std=1.0, generator=generator)
-            elif name.startswith("heads") and name.endswith("weight"):
-                parameter.normal_(generator=generator)
-    folder = tmp_path_factory.mktemp("data") / "hypernetwork"
-    save_hypernetwork(hypernetwork, folder, metadata={"vlm_digest": vlm.digest, "step": 11})
-    return folder
-
-
-def a_recipe(vlm_folder: Path, **answer_settings: Any) -> Recipe:
-    settings = AnswerSettings(**{"max_new_tokens": MAX_NEW_TOKENS, "questions_per_batch": 4, "n_timed": 5} | answer_settings)
-    sampling = Sampling(policy="uniform", n_frames=N_FRAMES)
-    recipe = Recipe(vlm=VLMSettings(model=str(vlm_folder)), answer=settings)
-    return recipe.model_copy(update={"frames": recipe.frames.model_copy(update={"sampling": sampling})})
-
-
-def a_data_folder(recipe: Recipe, folder: Path, hypernetwork_folder: Path) -> Where:
-    data = folder / "data"
-    write_inputs(recipe, str(data))
-    fill(examples := examples_set(recipe, made_targets(recipe, str(data))), [])
-    fill_hypernetwork(recipe, examples, {path.name: path.read_bytes() for path in hypernetwork_folder.iterdir()})
-    return Where(data=str(data))
+    return write_hypernetwork(vlm, tmp_path_factory.mktemp("data") / "hypernetwork", seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +64,7 @@ def recipe(vlm_folder: Path) -> Recipe:
 @pytest.fixture(scope="module")
 def where(recipe: Recipe, hypernetwork_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Where:
     """A data folder in which the stage has run once."""
-    where = a_data_folder(recipe, tmp_path_factory.mktemp("run"), hypernetwork_folder)
+    where = a_data_folder(recipe, tmp_path_factory.mktemp("run"), {SEED: hypernetwork_folder})
     answer.run(recipe, where)
     return where
 
@@ -242,7 +170,7 @@ def test_what_cannot_be_asked_is_rejected_and_the_books_close(where: Where) -> N
 
 
 def test_a_killed_run_goes_on_behind_its_blocks(recipe: Recipe, where: Where, hypernetwork_folder: Path, tmp_path: Path) -> None:
-    again = a_data_folder(recipe, tmp_path, hypernetwork_folder)
+    again = a_data_folder(recipe, tmp_path, {SEED: hypernetwork_folder})
     table, plan = answers_set(recipe, again.data), the_blocks(recipe, again)
     assert len(plan) > 2
     rows, rejects = next(answer.build(recipe, again, todo=plan, timed=frozenset()))
@@ -282,6 +210,94 @@ def test_a_hypernetwork_of_another_vlm_is_refused(recipe: Recipe, where: Where, 
     save_hypernetwork(load_hypernetwork(hypernetwork_folder), folder, metadata={"vlm_digest": "another"})
     with pytest.raises(BadInputError, match="trained for VLM weights another"):
         Systems(recipe, hypernetwork=folder, frames=answer.frames_of(recipe, where), captions={})
+
+
+SEEDS = (7, 3)
+SAME = ("base", "blind", "caption")
+
+
+@pytest.fixture(scope="module")
+def of_seeds(vlm: FrozenVLM, hypernetwork_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    return {7: hypernetwork_folder, 3: write_hypernetwork(vlm, tmp_path_factory.mktemp("other") / "hypernetwork", seed=17)}
+
+
+@pytest.fixture(scope="module")
+def seeded(vlm_folder: Path) -> Recipe:
+    return a_recipe(vlm_folder, seeds=SEEDS)
+
+
+@pytest.fixture(scope="module")
+def where_seeded(seeded: Recipe, of_seeds: dict[int, Path], tmp_path_factory: pytest.TempPathFactory) -> Where:
+    where = a_data_folder(seeded, tmp_path_factory.mktemp("seeds"), of_seeds)
+    told = answer.run(seeded, where)
+    assert told.startswith("seed 7: answers: 87 answers") and "; seed 3: answers: 87 answers" in told
+    return where
+
+
+def by_seed(recipe: Recipe, where: Where) -> list[dict[tuple[str, str], dict[str, Any]]]:
+    sets = [answers_set(one, where.data).read().to_pylist() for one in recipe.of_seeds()]
+    return [{(row["question_id"], row["system"]): row for row in rows} for rows in sets]
+
+
+def test_each_seed_has_its_answers_by_its_own_hypernetwork(
+    seeded: Recipe, where_seeded: Where, vlm: FrozenVLM, of_seeds: dict[int, Path]
+) -> None:
+    frames, differ = frames_by_video(seeded, where_seeded), False
+    first, second = by_seed(seeded, where_seeded)
+    assert len(sets_of(where_seeded.data, "answers")) == 2 and first.keys() == second.keys()
+    for row in plain_questions(seeded, where_seeded)[::4]:
+        features = vlm.features([frames[row["video_id"]]])
+        texts = []
+        for seed, got in zip(SEEDS, (first, second), strict=True):
+            hypernetwork = load_hypernetwork(of_seeds[seed])
+            with adapted(vlm.layers, hypernetwork.with_static(hypernetwork(features.hidden, features.mask))):
+                (alone,) = vlm.generate(vlm.question_batch([row["question"]]), max_new_tokens=MAX_NEW_TOKENS)
+            assert got[row["question_id"], "ours"]["answer"] == alone.text
+            texts.append(alone.text)
+        differ |= texts[0] != texts[1]
+    assert differ, "the oracle does not tell the seeds apart"
+
+
+def test_what_no_training_changes_is_answered_once(seeded: Recipe, where_seeded: Where) -> None:
+    """Taken over with its time, which no second run would have measured to the digit; and with its rejects."""
+    first, second = by_seed(seeded, where_seeded)
+    timed = [key for key, row in first.items() if row["ttft_s"] is not None]
+    assert {system for _, system in timed} == set(AnswerSettings().systems)
+    assert all(second[key] == first[key] for key in first if key[1] in SAME)
+    assert all(second[key]["ttft_s"] != first[key]["ttft_s"] for key in timed if key[1] not in SAME)
+    rejects = [answers_set(one, where_seeded.data).read_rejects().to_pylist() for one in seeded.of_seeds()]
+    assert sorted(rejects[0], key=lambda row: row["key"]) == sorted(rejects[1], key=lambda row: row["key"])
+    assert answer.run(seeded, where_seeded).count("nothing to do") == 2
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_seed_killed_after_its_first_block_goes_on(
+    seeded: Recipe, where_seeded: Where, of_seeds: dict[int, Path], tmp_path: Path, alone: bool
+) -> None:
+    """Also where the seed is then answered by itself, without the other's rows to take over."""
+    again = a_data_folder(seeded, tmp_path, of_seeds)
+    one, two = seeded.of_seeds()
+    answer.of_seed(one, again)
+    table, plan = answers_set(two, again.data), the_blocks(two, again)
+    attempt = Order(table, {}, answers_set(one, again.data).wanted().to_pylist(), answers_made(two, again.data)).begin()
+    attempt.write(*answer.same_as(answers_set(one, again.data), attempt.left))
+    rest = answer.by_systems_left(two, attempt.left)
+    assert set(rest.answer.systems) == set(answer.TRAINED) & set(AnswerSettings().systems)
+    attempt.write(*next(answer.build(rest, again, todo=plan, timed=frozenset())))
+    before = set(table.shards())
+    answer.of_seed(two, again) if alone else answer.run(seeded, again)
+    assert before < set(table.shards()) and table.is_complete()
+    fresh, went_on = by_seed(seeded, where_seeded)[1], by_seed(seeded, again)[1]
+    assert fresh.keys() == went_on.keys() and all(fresh[key]["answer"] == went_on[key]["answer"] for key in fresh)
+
+
+def test_a_seed_that_was_not_trained_is_named(seeded: Recipe, hypernetwork_folder: Path, tmp_path: Path) -> None:
+    where = a_data_folder(seeded, tmp_path, {7: hypernetwork_folder})
+    with pytest.raises(BadInputError, match=r"not trained with seed 3 \(recipe: evaluation\.seeds\): run `video2lora evaluate`"):
+        answer.run(seeded, where)
+    assert not Path(where.data, "answers").exists(), "the seed that was trained is not begun either"
+    only = seeded.of_seeds()[0]
+    assert trained_hypernetwork(only, where.data).is_complete() and answer.untrained(seeded, where)[0].training.seed == 3
 
 
 @pytest.mark.parametrize("n_videos", [2, 3, 17])

@@ -1,27 +1,42 @@
-"""The report's numbers against figures worked out by hand, and a page that stays inert whatever the texts say."""
+"""A report from tables: its files, its rows, what is told of systems and rejects, and a page that stays inert whatever the texts say."""
 
 import base64
 import hashlib
 import io
 import json
-import random
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from made_examples import fill, fill_hypernetwork, fill_targets
 from PIL import Image
 
 from infra.attempt import reject
-from infra.config import AnswerSettings, FramesSettings, Recipe, VLMSettings, Where
+from infra.config import FramesSettings, Recipe, VLMSettings, Where
 from infra.errors import BadInputError
-from infra.objects import read_json
+from infra.evaluation_config import AnswerSettings, EvaluationSettings, JudgeSettings
+from infra.judged import judged
+from infra.objects import read_json, write_new
 from infra.outputs import Output
-from infra.sets import answers_set, examples_made, examples_set, frames_made, frames_set
+from infra.sets import (
+    FIGURES,
+    REPORTS,
+    answers_set,
+    examples_made,
+    examples_set,
+    frames_made,
+    frames_set,
+    judgements_made,
+    judgements_set,
+    made_output,
+    outputs_of,
+    trained_hypernetwork,
+)
 from infra.storage import Table
-from training import gallery, measures, report
+from training import report, report_rows
 from video2lora.tiny.build import build_model, build_tokenizer
 from video2lora.video import Sampling
 
@@ -55,17 +70,18 @@ def questions() -> list[dict[str, Any]]:
             "style": FAMILIES[question_id in ("a2", "b2")],
             "question": f"What? {HOSTILE}",
             "references": references,
+            "task": "question",
         }
         for question_id, references in REFERENCES.items()
     ]
 
 
-def answers() -> list[dict[str, Any]]:
+def answers(seed: int = 7) -> list[dict[str, Any]]:
     return [
         {
             "question_id": question_id,
             "system": system,
-            "answer": text,
+            "answer": text if (seed, system, question_id) != (3, "ours", "a2") else "left",
             "n_input_tokens": 50 if system == "base" else 11,
             "n_visual_tokens": 32 if system == "base" else 0,
             "ttft_s": TTFT_S.get((system, question_id)),
@@ -106,6 +122,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
         vlm=VLMSettings(model=str(folder)),
         frames=FramesSettings(sampling=Sampling(policy="uniform", n_frames=2)),
         answer=AnswerSettings(systems=SYSTEMS),
+        evaluation=EvaluationSettings(seeds=(7, 3), n_draws=500),
     )
 
 
@@ -122,9 +139,10 @@ def a_data_folder(recipe: Recipe, folder: Path) -> Where:
         "hypernetwork": {"n_layers": 4, "r": 3, "target_modules": {"down_proj": [384, 128]}},
         "metadata": {"step": 11, "note": f"</pre>{HOSTILE}"},
     }
-    fill_hypernetwork(recipe, examples, {"config.json": json.dumps(config).encode()})
-    rejects = [reject("answer", f"{q}/caption", "no_targets") for q in ("b1", "b2")]
-    fill(answers_set(recipe, where.data), answers(), rejects, made={"stage": "answer"})
+    for seed, one in zip(recipe.evaluation.seeds or (), recipe.of_seeds(), strict=True):
+        fill_hypernetwork(one, examples, {"config.json": json.dumps(config).encode()})
+        rejects = [reject("answer", f"{q}/caption", "no_targets") for q in ("b1", "b2")]
+        fill(answers_set(one, where.data), answers(seed), rejects, made={"stage": "answer", "seed": seed})
     return where
 
 
@@ -136,75 +154,53 @@ def where(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Where:
     return where
 
 
+def folder_of(where: Where) -> Path:
+    (output,) = outputs_of(where.data, REPORTS)
+    return Path(output.folder)
+
+
 def numbers(where: Where) -> dict[str, Any]:
-    found: dict[str, Any] = read_json(f"{where.data}/report/report.json")
+    found: dict[str, Any] = read_json(f"{folder_of(where)}/report.json")
     return found
 
 
-def test_systems(where: Where) -> None:
-    got = numbers(where)["systems"]
-    assert {system: row["n_answers"] for system, row in got.items()} == {"base": 5, "ours": 5, "blind": 5, "caption": 3}
-    expected = {"base": (0.8, 0.8), "ours": (0.6, (3 + 2 / 3) / 5), "blind": (0.2, 0.2), "caption": (1 / 3, 1 / 3)}
-    for system, (match, f1) in expected.items():
-        assert (got[system]["exact_match"], got[system]["token_f1"]) == (pytest.approx(match), pytest.approx(f1))
-    assert (got["base"]["n_input_tokens"], got["base"]["n_visual_tokens"]) == (50, 32)
-    assert (got["ours"]["n_input_tokens"], got["ours"]["n_visual_tokens"]) == (11, 0)
-    assert (got["base"]["ttft_s"], got["base"]["n_timed"]) == (pytest.approx(0.3), 2)
-    assert (got["ours"]["ttft_s"], got["blind"]["ttft_s"]) == (0.1, None)
-
-
-def test_families(where: Where) -> None:
-    got = numbers(where)["families"]
-    colour, direction = got[FAMILIES[0]], got[FAMILIES[1]]
-    assert (colour["n_questions"], direction["n_questions"]) == (3, 2)
-    assert colour["exact_match"] == pytest.approx({"base": 2 / 3, "ours": 1, "blind": 1 / 3, "caption": 1 / 2})
-    assert direction["exact_match"] == {"base": 1, "ours": 0, "blind": 0, "caption": 0}
-    assert direction["token_f1"]["ours"] == pytest.approx(1 / 3)
-    assert colour["gap_closed"]["exact_match"]["value"] == pytest.approx(2)
-    assert direction["gap_closed"]["exact_match"]["value"] == 0
-
-
-def test_gap_and_differences_with_intervals(where: Where) -> None:
-    """Two videos can be drawn as a, a; a, b; b, b: the interval's edges are the first and the last."""
+def test_systems_over_both_trainings(where: Where) -> None:
+    """Ours is right on three questions in one training, on four in the other, and says one half of the fifth in the first."""
     got = numbers(where)
-    gap = got["gap_closed"]["exact_match"]
-    assert gap["value"] == pytest.approx((3 - 1) / (4 - 1))
-    assert (gap["low"], gap["high"]) == (pytest.approx(1 / 2), pytest.approx(1))
-    against_base = got["differences"]["ours - base"]["exact_match"]
-    assert against_base["value"] == pytest.approx(-1 / 5)
-    assert (against_base["low"], against_base["high"]) == (pytest.approx(-1 / 2), 0)
-    assert (against_base["n_videos"], against_base["n_questions"]) == (2, 5)
-    against_caption = got["differences"]["ours - caption"]["exact_match"]
-    assert against_caption["value"] == pytest.approx(1 / 3)
-    assert (against_caption["n_videos"], against_caption["n_questions"]) == (1, 3)
-    assert "other_video - blind" not in got["differences"]
+    assert (got["seeds"], got["scores"], got["primary"]) == ([7, 3], ["token_f1", "exact_match", "rouge_l"], "token_f1")
+    systems = got["systems"]
+    assert {system: row["n_answers"] for system, row in systems.items()} == {"base": 10, "ours": 10, "blind": 10, "caption": 6}
+    expected = {"base": (0.8, 0.8), "ours": (0.7, (3 + 2 / 3 + 4) / 10), "blind": (0.2, 0.2), "caption": (1 / 3, 1 / 3)}
+    for system, (match, f1) in expected.items():
+        scores = systems[system]["scores"]
+        assert (scores["exact_match"], scores["token_f1"]) == (pytest.approx(match), pytest.approx(f1))
+    assert (systems["base"]["n_input_tokens"], systems["base"]["n_visual_tokens"]) == (50, 32)
+    assert (systems["ours"]["n_input_tokens"], systems["ours"]["n_visual_tokens"]) == (11, 0)
+    assert (systems["base"]["ttft_s"], systems["base"]["n_timed"]) == (pytest.approx(0.3), 4)
+    assert (systems["ours"]["ttft_s"], systems["blind"]["ttft_s"]) == (0.1, None)
+    assert (systems["blind"]["degenerate"], systems["base"]["degenerate"]) == ({"empty": 2}, {})
 
 
-def test_the_interval_is_about_that_of_the_normal_approximation() -> None:
-    rng = random.Random(3)
-    rows, asked = [], []
-    for i in range(400):
-        asked.append({"question_id": str(i), "video_id": str(i), "style": "s", "references": ["yes"]})
-        for system, share in (("base", 0.9), ("ours", 0.6)):
-            text = "yes" if rng.random() < share else "no"
-            cost = {"n_input_tokens": 1, "n_visual_tokens": 0, "ttft_s": None}
-            rows.append({"question_id": str(i), "system": system, "answer": text, **cost})
-    scored = measures.score(rows, asked)
-    got = measures.difference(scored, ("ours", "base"), "exact_match")
-    ours, base = (np.array([one.exact_match for one in scored if one.system == s]) for s in ("ours", "base"))
-    half = 1.96 * (ours - base).std() / 400**0.5
-    assert got["value"] == pytest.approx((ours - base).mean())
-    assert (got["low"], got["high"]) == pytest.approx((got["value"] - half, got["value"] + half), abs=0.005)
+def test_benchmarks_and_styles(where: Where) -> None:
+    got = numbers(where)["benchmarks"]["toy"]
+    assert (got["task"], got["n_questions"], got["n_videos"]) == ("question", 5, 2)
+    colour, direction = got["styles"][FAMILIES[0]], got["styles"][FAMILIES[1]]
+    assert (colour["n_questions"], direction["n_questions"]) == (3, 2)
+    assert colour["scores"]["exact_match"] == pytest.approx({"base": 2 / 3, "ours": 1, "blind": 1 / 3, "caption": 1 / 2})
+    assert direction["scores"]["exact_match"] == {"base": 1, "ours": 1 / 4, "blind": 0, "caption": 0}
+    assert colour["gap_closed"]["exact_match"]["value"] == pytest.approx(2)
+    assert direction["gap_closed"]["exact_match"]["value"] == 1 / 4
+    (claim,) = got["claims"]["exact_match"]
+    assert (claim["system"], claim["against"], claim["margin"], claim["n_seeds"]) == ("ours", "base", 0.05, 2)
+    assert claim["value"] == pytest.approx(-0.1) and claim["noninferior"] is False
 
 
-def test_a_gap_that_is_none_has_no_share_closed() -> None:
-    rows = [row for row in answers() if row["system"] != "base"] + [
-        row | {"system": "base"} for row in answers() if row["system"] == "blind"
-    ]
-    got = measures.gap_closed(measures.score(rows, questions()), "exact_match")
-    assert (got["value"], got["low"], got["n_questions"]) == (None, None, 5)
-    alone = [row for row in answers() if row["system"] == "ours"]
-    assert measures.gap_closed(measures.score(alone, questions()), "exact_match")["value"] is None
+def test_a_row_for_each_question_system_and_training(where: Where) -> None:
+    rows = pq.read_table(folder_of(where) / "rows.parquet")
+    assert rows.schema == report_rows.SCHEMA and rows.num_rows == 36
+    (row,) = (r for r in rows.to_pylist() if (r["question_id"], r["system"], r["seed"]) == ("a2", "ours", 7))
+    assert (row["answer"], row["exact_match"], row["token_f1"], row["wups"]) == ("to the left", 0.0, pytest.approx(2 / 3), None)
+    assert (row["benchmark"], row["task"], row["references"], row["degenerate"]) == ("toy", "question", ["left"], None)
 
 
 def test_bytes_kept_of_a_video(where: Where) -> None:
@@ -219,14 +215,14 @@ def test_bytes_kept_of_a_video(where: Where) -> None:
 
 def test_counts_rejects_and_what_made_it(where: Where, recipe: Recipe) -> None:
     got = numbers(where)
-    assert got["counts"] == {"videos": 2, "questions": 5, "answers": 18}
+    assert got["counts"] == {"videos": 2, "questions": 5, "answers": 36}
     assert got["rejects"] == [
-        {"stage": "answer", "reason": "no_targets", "n": 2, "example": ""},
+        {"stage": "answer", "reason": "no_targets", "n": 4, "example": ""},
         {"stage": "frames", "reason": "truncated", "n": 2, "example": HOSTILE},
     ]
     assert got["recipe"] == recipe.model_dump(mode="json")
     assert got["hypernetwork"]["step"] == 11
-    assert got["made_from"]["inputs"]["answers"]["asked"] == {"stage": "test of answers"}
+    assert [one["asked"] for one in got["made_from"]["inputs"]["answers"]] == [{"stage": "test of answers"}] * 2
 
 
 class Page(HTMLParser):
@@ -244,7 +240,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in ("meta", "img", "br", "rect"):
+        if tag not in ("meta", "img", "br", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -262,69 +258,66 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(where: Where) -> Page:
-    return Page(Path(f"{where.data}/report/report.html").read_text())
+    return Page((folder_of(where) / "report.html").read_text())
 
 
 def test_hostile_texts_are_inert(page: Page) -> None:
+    """Rejects, styles and the hypernetwork's notes stand in the page; questions and answers in its JSON."""
     assert not page.open  # every element is closed where it should be: nothing broke out
-    assert sum(tag == "script" for tag, _ in page.elements) == 1 and "alert" not in "".join(page.scripts)
+    assert sum(tag == "script" for tag, _ in page.elements) == 2
     for tag, attributes in page.elements:
-        assert not any(name.startswith("on") for name in attributes)
-        assert tag != "img" or attributes["src"].startswith("data:image/jpeg;base64,")
+        assert tag != "img" and not any(name.startswith("on") for name in attributes)
     text = "".join(page.texts)
-    assert text.count(f"What? {HOSTILE}") == 5
-    assert SCRIPT in text and FAMILIES[1] in text and "<b>a" in text
+    assert HOSTILE in text and FAMILIES[1] in text and "</pre>" in text
+    data, script = page.scripts
+    assert not set(data) & set("<>&") and data.isascii() and "alert" not in script
+    rows = json.loads(data)["rows"]
+    assert {row["question"] for row in rows} == {f"What? {HOSTILE}"} and len(rows) == 5
+    assert SCRIPT in {said["answer"] for row in rows for said in row["said"] if said}
+    assert {row["video"] for row in rows} == {"<b>a", "<b>b"} == set(json.loads(data)["pictures"])
 
 
-def test_the_page_needs_no_network_and_says_right_and_wrong_in_words(page: Page) -> None:
+def test_the_page_needs_no_network_and_says_in_words_what_holds(page: Page) -> None:
     assert not {"link", "iframe", "object", "base"} & {tag for tag, _ in page.elements}
     addresses = [a[name] for _, a in page.elements for name in ("src", "href", "srcset") if name in a]
-    assert addresses and all(address.startswith("data:") for address in addresses)
+    assert addresses and all(address.startswith("#") for address in addresses)
+    pictures = json.loads(page.scripts[0])["pictures"].values()
+    assert all(one["src"].startswith("data:image/jpeg;base64,") and "2 of 2 frames" in one["alt"] for one in pictures)
     policy = next(a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
     assert "default-src 'none'" in policy and "unsafe" not in policy
-    cells = [a["class"] for tag, a in page.elements if tag == "td" and a.get("class") in ("right", "wrong")]
-    assert (cells.count("right"), cells.count("wrong")) == (4 + 3 + 1 + 1, 1 + 2 + 4 + 2)
-    for content in ("".join(page.scripts), page.style):  # byte for byte, or the browser would refuse them
+    for content in (page.scripts[1], page.style):  # byte for byte, or the browser would refuse them
         assert f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'" in policy
-    text = "".join(page.texts)
-    assert (text.count("✓ right"), text.count("✗ wrong")) == (9, 9)
+    ids = {a["id"] for _, a in page.elements if "id" in a}
     for tag, attributes in page.elements:
-        assert tag != "img" or ("2 frames" in attributes["alt"] and "0.0, 1.5 of 2.0 seconds" in attributes["alt"])
         assert tag != "th" or attributes["scope"] in ("row", "col")
-    assert "2 of 2 clips, drawn with seed 0" in text
-
-
-def test_the_page_stays_small() -> None:
-    pictures = [jpeg(width_px=160, height_px=96, seed=seed) for seed in range(12)]
-    row = {"jpegs": pictures, "timestamps_s": [float(i) for i in range(12)], "duration_s": 12.0}
-    asked = [{"question_id": f"{i}", "video_id": f"v{i}", "style": "s", "question": "?" * 99, "references": ["&" * 9]} for i in range(70)]
-    cost = {"n_input_tokens": 1, "n_visual_tokens": 0, "ttft_s": None}
-    rows = [{"question_id": f"{i}", "system": "ours", "answer": "&", **cost} for i in range(70)]
-    scored = measures.score(rows, asked)
-    clips = gallery.sample_clips(scored, questions=asked, frames=[row | {"video_id": f"v{i}"} for i in range(70)])
-    assert 10 < len(clips) < gallery.MAX_CLIPS
-    assert sum(len(clip.picture) for clip in clips) < 2_500_000
-    assert [clip.video_id for clip in clips] != sorted(clip.video_id for clip in clips)
+        assert not attributes.get("href", "").startswith("#") or attributes["href"][1:] in ids
+        assert attributes.get("aria-labelledby", next(iter(ids))) in ids
+    text = " ".join("".join(page.texts).split())
+    assert "5 of 5 questions about 2 clips, in an order drawn with seed 0; answers of the training with seed 7. 2 of these clips" in text
+    assert "2 trainings, seeds 7, 3" in text
+    assert "ours is not shown to be as good as base within 0.05 on token F1 it may be worse, −" in text
+    assert "ours over the question alone: +0.567" in text
 
 
 def test_the_second_run_makes_nothing_and_a_killed_one_is_finished(
     recipe: Recipe, where: Where, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = Path(where.data) / "report"
+    folder = folder_of(where)
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert "nothing to do" in report.run(recipe, where)
+    assert before.keys() == {"made.json", "report.json", "report.html", "rows.parquet", "complete.json"}
+    assert f"complete, nothing to do; gap closed 0.94; open {folder}/report.html" in report.run(recipe, where)
     printed = capsys.readouterr().out
-    assert "gap closed" in printed and "0.667" in printed and "adapter fp16" in printed
+    assert "gap closed by exact match" in printed and "0.833" in printed and "adapter fp16" in printed
     assert before == {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     (folder / "complete.json").unlink()
     (folder / "report.html").unlink()
     assert "nothing to do" not in report.run(recipe, where)
-    assert (folder / "report.html").is_file() and Output(where.data, "report").is_complete()
+    assert (folder / "report.html").is_file() and Output(where.data, f"{REPORTS}/{folder.name}").is_complete()
 
 
 def test_the_files_are_attached_to_the_mlflow_run(where: Where) -> None:
-    attached = {path.name: path.read_bytes() for path in Path(where.data, "mlartifacts").rglob("report.*")}
-    assert attached.keys() == {"report.json", "report.html"}
+    attached = {path.name: path.read_bytes() for path in Path(where.data, "mlartifacts").rglob("report/*")}
+    assert attached.keys() == {"report.json", "report.html", "rows.parquet"}
     assert json.loads(attached["report.json"]) == numbers(where)
 
 
@@ -334,3 +327,51 @@ def test_other_inputs_and_none_are_refused(recipe: Recipe, where: Where, tmp_pat
         report.run(other, where)
     with pytest.raises(BadInputError, match="run `video2lora targets` first"):
         report.run(recipe, Where(data=str(tmp_path)))
+
+
+def test_a_judge_and_a_figure_make_another_report_beside_the_first(recipe: Recipe, tmp_path: Path) -> None:
+    where = a_data_folder(recipe, tmp_path)
+    judge = JudgeSettings(model="toy-judge")
+    judging = recipe.model_copy(update={"judge": judge})
+    with pytest.raises(BadInputError, match="run `video2lora judge` first"):
+        report.run(judging, where)
+    marked = [
+        {
+            "judgement_id": judged(question, answer["answer"]).judgement_id,
+            "score": 0.8,
+            "points": 4,
+            "rationale": HOSTILE,
+            "replies": ["{}"],
+        }
+        for question in questions()
+        for answer in answers()
+        if answer["question_id"] == question["question_id"] == "a1"
+    ]
+    unique = list({row["judgement_id"]: row for row in marked}.values())
+    table = judgements_set(judge, where.data, weights="w", rubrics="r")
+    made = judgements_made(judge, weights="w", rubrics="r")
+    unmarked = judged(questions()[1], ANSWERS["base"]["a2"]).judgement_id
+    fill(table, unique, [reject("judge", unmarked, "judge_error")], made=made)
+    of_other = dict.fromkeys(table.spec.schema.names) | {"judgement_id": "of another recipe", "score": 1.0}
+    fill(table, [of_other], [reject("judge", "of another recipe too", "teacher_error")], made=made)  # which the set was asked for last
+    report.run(judging, where)
+    got = numbers(where)
+    assert got["primary"] == "judge" and got["systems"]["ours"]["scores"]["judge"] == pytest.approx(0.8)
+    assert got["judge"] == {
+        "model": "toy-judge", "n_judged": 10, "missing": {"base": 6, "ours": 8, "blind": 8, "caption": 4},
+        "rejects": {"judge_error": 1}, "agreement": None,
+    }  # fmt: skip
+    # base says of b1 what it says of a1, whose question and references are the same words: judged once
+    assert [one["margin"] for one in got["benchmarks"]["toy"]["claims"]["judge"]] == [0.15, 0.05]
+    made = {"table": "pruning", "inputs": {"hypernetwork": trained_hypernetwork(recipe.of_seeds()[0], where.data).made_from()}}
+    figure = made_output(where.data, FIGURES, "pruning", made)
+    figure.begin(made)
+    cell = {"kept": "top-1", "n_videos": 2, "systems": {"generated": {"token_f1": 0.123}}}
+    drawn = {"table": "pruning", "n_questions": 5, "n_videos": 2, "cells": [cell]}
+    write_new(f"{figure.folder}/figure.json", json.dumps(drawn).encode())
+    figure.complete()
+    report.run(judging, where)
+    first, second = sorted(outputs_of(where.data, REPORTS), key=lambda one: str(one.completed_at()))
+    assert "top-1" not in Path(first.folder, "report.html").read_text()
+    html = Path(second.folder, "report.html").read_text()
+    assert "top-1" in html and "0.123" in html

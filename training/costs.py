@@ -1,0 +1,80 @@
+"""What each system costs: tokens, time to the first token, and bytes that it keeps of a video so as to answer about it later."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median
+from typing import Any
+
+Number = float | None
+Facts = dict[str, Any]
+
+
+def by_system(rows: Sequence[Facts], systems: Sequence[str]) -> dict[str, Facts]:
+    """Mean costs of each system's answers, over all trainings; the time to first token is the median of those measured."""
+    found = {}
+    for system in systems:
+        own = [row for row in rows if row["system"] == system]
+        times = [row["ttft_s"] for row in own if row["ttft_s"] is not None]
+        found[system] = {
+            "n_answers": len(own),
+            "n_input_tokens": mean([row["n_input_tokens"] for row in own]),
+            "n_visual_tokens": mean([row["n_visual_tokens"] for row in own]),
+            "ttft_s": median(times) if times else None,
+            "n_timed": len(times),
+            "degenerate": dict(sorted(Counter(row["degenerate"] for row in own if row["degenerate"] is not None).items())),
+        }
+    return found
+
+
+def kept_bytes(
+    systems: Mapping[str, Facts],
+    *,
+    jpeg_bytes: Sequence[int],
+    captions: Sequence[str],
+    hypernetwork: Mapping[str, Any],
+    champion: Mapping[str, Any] | None,
+    n_chunks: int,
+    kv_bytes_per_token: int,
+) -> dict[str, dict[str, Number]]:
+    """Mean bytes that a system keeps of one video, by form.
+
+    `hypernetwork` and `champion` are their configs; the static adapter is kept once for all videos and does not count. Base keeps pictures,
+    or the keys and values of the tokens that the video adds to a prompt.
+    """
+    without = systems["blind"]["n_input_tokens"] if "blind" in systems else None
+    kept: dict[str, dict[str, Number]] = {}
+    for system in systems:
+        if system in ("base", "sampled"):
+            with_video = systems[system]["n_input_tokens"]
+            cache = None if with_video is None or without is None else (with_video - without) * kv_bytes_per_token
+            kept[system] = ({"frames JPEG": mean(jpeg_bytes)} if system == "base" else {}) | {"KV cache": cache}
+        elif system in ("ours", "merged", "other_video", "composed"):
+            kept[system] = _adapter(hypernetwork, n=n_chunks if system == "composed" else 1)
+        elif system == "champion" and champion is not None:
+            kept[system] = _adapter(champion)
+        elif system == "caption":
+            kept[system] = {"text": mean([len(text.encode()) for text in captions])}
+        else:
+            kept[system] = {"nothing": 0.0}
+    return kept
+
+
+def _adapter(hypernetwork: Mapping[str, Any], *, n: int = 1) -> dict[str, Number]:
+    """Of `n` adapters that a hypernetwork of this config makes."""
+    n_factors = n * hypernetwork["n_layers"] * hypernetwork["r"] * sum(map(sum, hypernetwork["target_modules"].values()))
+    return {"adapter fp32": 4.0 * n_factors, "adapter fp16": 2.0 * n_factors}
+
+
+def size_text(n_bytes: Number) -> str:
+    """Bytes as people read them: 1 kB is 1,000 bytes."""
+    if n_bytes is None:
+        return "–"
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 999.5:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} GB"
+
+
+def mean(values: Sequence[float | int]) -> Number:
+    return fmean(values) if values else None

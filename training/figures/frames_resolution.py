@@ -1,0 +1,102 @@
+"""Figure 3 of the paper: more frames and larger ones than the hypernetwork was trained with (12 at 384 px), against the base.
+
+A cell is a cap on the number of frames and a longest edge. The paper's caps are caps: at one frame a second its clips end long before 1,024
+(its own token counts say about 40 frames). So each cell says how many frames its clips really had, and how many were shorter than the cap.
+
+Where frames, question and answer pass the VLM's positions the base does not fit: the paper asks it all the same, and shows that it
+breaks. Here it is not asked, and `sampled` (answer.sampled_frames of those frames) stands in for it, the fair rival there. Ours reads more
+than `frames_per_chunk` frames in chunks, whose adapters are composed. A SmolVLM here squashes every frame to one square (no tiles), so
+beyond its own size a larger edge costs decoding and no token; the paper's frames of 1,024 px were 5 to 7 tiles each.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from infra.config import Recipe
+from infra.errors import BadInputError
+from training.figures import scores
+from training.figures.bench import Bench, Clip, Opened
+from training.videos import evenly
+from video2lora.api import internalize_batch
+from video2lora.lora import Lora
+from video2lora.video import Frames
+
+PAIRS = (("ours", "base"), ("ours", "sampled"))
+
+
+class Sweep:
+    table = "sweep"
+    settings: tuple[str, ...] = ("frame_caps", "longest_edges_px", "frames_per_chunk", "n_timed", "n_rounds")
+
+    def cells(self, recipe: Recipe, clips: Sequence[Clip]) -> list[str]:
+        """Small ones first: what is broken is seen early."""
+        edges_px = sorted(recipe.figures.longest_edges_px)
+        return [f"{cap}-frames-{edge_px}px" for cap in sorted(recipe.figures.frame_caps) for edge_px in edges_px]
+
+    def measure(self, bench: Bench, cell: str) -> dict[str, Any]:
+        cap, edge_px = int(cell.split("-")[0]), int(cell.split("-")[2].removesuffix("px"))
+        settings = bench.recipe.figures
+        sampling = bench.using.sampling.model_copy(update={"n_frames": cap})
+        left_out, rows, n_frames, n_chunks, n_fit = list(bench.left_out), [], [], [], 0
+        times_s: dict[str, list[float]] = {}
+
+        def read(file: Opened) -> Frames:
+            return file.frames(sampling, longest_edge_px=edge_px)
+
+        for number, (clip, frames) in enumerate(bench.read(read, left_out)):
+            shown, fits = as_it_fits(bench, clip, frames)
+            lora = adapter(bench, frames)
+            of_video = bench.answers(clip, "sampled", frames=shown)
+            if fits:  # then `sampled` is the base itself
+                of_video += [row | {"system": "base"} for row in of_video]
+            rows += [*of_video, *bench.answers(clip, "ours", lora=lora)]
+            n_frames.append(len(frames.images))
+            n_chunks.append(-(-len(frames.images) // settings.frames_per_chunk))
+            n_fit += fits
+            if number < settings.n_timed:
+                for _ in range(settings.n_rounds + 1):  # the first warms up
+                    base_s, ours_s = bench.first_token_s(clip.questions[0], frames=shown), bench.first_token_s(clip.questions[0], lora=lora)
+                    for system, seconds in {"sampled": base_s, "ours": ours_s, **({"base": base_s} if fits else {})}.items():
+                        times_s.setdefault(f"{clip.video_id}/{system}", []).append(seconds)
+        if n_fit == len(n_frames):
+            rows = [row for row in rows if row["system"] != "sampled"]  # stands in for nothing
+        systems = [one for one in ("base", "sampled", "ours") if any(row["system"] == one for row in rows)]
+        warm = {one: [s for key, own in times_s.items() if key.endswith(f"/{one}") for s in own[1:]] for one in systems}
+        return {
+            "frame_cap": cap,
+            "longest_edge_px": edge_px,
+            "n_videos": len(n_frames),
+            "frames": scores.spread(n_frames),
+            "n_below_cap": sum(n < cap for n in n_frames),
+            "n_base_fits": n_fit,
+            "n_chunks": scores.spread(n_chunks),
+            "systems": {one: scores.of_system(rows, one, times_s=warm[one]) for one in systems},
+            "differences": scores.differences(rows, PAIRS, bench.recipe.evaluation),
+            "left_out": left_out,
+            "rows": rows,
+        }
+
+    def numbers(self, recipe: Recipe, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {"cells": [{name: value for name, value in cell.items() if name not in ("rows", "left_out")} for cell in cells]}
+
+
+def as_it_fits(bench: Bench, clip: Clip, frames: Frames) -> tuple[Frames, bool]:
+    """What the base is shown: all frames, or answer.sampled_frames of them where they do not fit. Raises BadInputError if those do not."""
+    if bench.fits(frames, clip.questions):
+        return frames, True
+    fewer = evenly(frames, bench.recipe.answer.sampled_frames)
+    if not bench.fits(fewer, clip.questions):
+        raise BadInputError(
+            f"recipe: answer.sampled_frames: {len(fewer.images)} frames, a question and its answer do not fit the {bench.vlm.n_positions} "
+            "positions of the VLM either; ask for fewer"
+        )
+    return fewer, False
+
+
+def adapter(bench: Bench, frames: Frames) -> Lora:
+    """Of as few chunks as hold all frames; static adapter included. Raises BadInputError where a chunk does not fit the VLM."""
+    size = bench.recipe.figures.frames_per_chunk
+    try:
+        return internalize_batch([frames], using=bench.using, video_ids=[""], frames_per_chunk=size)[0].lora
+    except ValueError as error:
+        raise BadInputError(f"recipe: figures.frames_per_chunk: got {size}: {error}") from error
