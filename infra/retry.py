@@ -2,9 +2,9 @@
 
 Command  video2lora retry --reason unfinished_target
 
-Of the recipe's sets of frames, targets, examples and, where it has them stored, visual tokens: rejects of a table whose books are closed
-no longer count from now on, and the stage makes their rows as it makes new ones. What was pending before is made too. Stages with nothing
-pending are not run, though they may have new input: that is said, for a teacher costs money.
+Of the recipe's sets of frames, targets, examples and, where it has them, visual tokens and judgements (the second judge's are not): rejects
+of a table whose books are closed no longer count from now on, and the stage makes their rows as it makes new ones. What was pending before
+is made too. Stages with nothing pending are not run, though they may have new input: that is said, for a teacher costs money.
 """
 
 from collections import Counter
@@ -18,7 +18,8 @@ from infra.errors import BadInputError
 from infra.progress import say
 from infra.storage import Table
 
-STAGES = ("frames", "targets", "examples", "encode")
+FLOW = ("frames", "targets", "examples", "encode")  # each takes in what the one before has made
+STAGES = (*FLOW, "judge")
 
 
 def run(recipe: Recipe, where: Where, *, reason: str | None = None, stage: str | None = None) -> None:
@@ -39,8 +40,9 @@ def run(recipe: Recipe, where: Where, *, reason: str | None = None, stage: str |
     if not pending:
         print("nothing to try again" + (f" of reason {reason}" if reason else ""))
         return
-    of_recipe = STAGES if _stores_tokens(recipe) else STAGES[:-1]
-    if following := of_recipe[of_recipe.index(pending[-1]) + 1 :]:
+    of_recipe = FLOW if _stores_tokens(recipe) else FLOW[:-1]
+    last = max((of_recipe.index(name) for name in pending if name in of_recipe), default=len(of_recipe))
+    if following := of_recipe[last + 1 :]:
         print(f"to take in what is new there: {', '.join(f'`video2lora {one}`' for one in following)}")
 
 
@@ -52,6 +54,8 @@ def tables_of_recipe(recipe: Recipe, root: str) -> dict[str, Table]:
         found["examples"] = sets.examples_set(recipe, targets)
     if _stores_tokens(recipe) and (tokens := _begun_last(sets.begun_visual_tokens(recipe, root))):
         found["encode"] = tokens
+    if recipe.judge is not None and (judgements := _begun_last(sets.begun_judgements(recipe.judge, root))):
+        found["judge"] = judgements
     return {name: table for name, table in found.items() if table.state().begun is not None}
 
 

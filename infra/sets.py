@@ -211,11 +211,17 @@ def judgements_set(judge: JudgeModel, root: str, *, weights: str, rubrics: str) 
     return _table(root, "judgements", _basename(judge.model), judgements_made(judge, weights=weights, rubrics=rubrics))
 
 
+def begun_judgements(judge: JudgeModel, root: str) -> list[Table]:
+    """What the judge said, by whichever weights and rubrics of its name."""
+    asked = judgements_made(judge, weights="", rubrics="")
+    return [table for table, made in sets_of(root, "judgements") if {**made, "weights": "", "rubrics": ""} == asked]
+
+
 def made_judgements(judge: JudgeModel, root: str) -> Table:
     """What the judge said, where that is finished; of several weights and rubrics, those finished last. Raises BadInputError if none is."""
-    asked = judgements_made(judge, weights="", rubrics="")
-    found = [table for table, made in sets_of(root, "judgements") if {**made, "weights": "", "rubrics": ""} == asked]
-    return _finished_last(found, f"{root}/judgements: no complete set of this recipe's judge: run `video2lora judge` first")
+    return _finished_last(
+        begun_judgements(judge, root), f"{root}/judgements: no complete set of this recipe's judge: run `video2lora judge` first"
+    )
 
 
 def sets_of(root: str, name: str) -> list[tuple[Table, Made]]:

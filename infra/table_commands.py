@@ -75,7 +75,7 @@ def verify(
 
 def retry(
     reason: Annotated[str | None, typer.Option(help="Only rejects of this reason; by default all.")] = None,
-    stage: Annotated[str | None, typer.Option(help="Only those of frames, targets or examples.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Only those of frames, targets, examples, encode or judge.")] = None,
     recipe: RecipeOption = "demo",
 ) -> None:
     """Try rejects again: they become pending, and the stages that have something pending are run."""

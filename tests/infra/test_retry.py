@@ -103,7 +103,7 @@ def test_a_run_that_was_killed_before_it_said_what_to_try_again(root: str, tmp_p
     ("arguments", "says"),
     [
         (("--reason", "bored"), "--reason: got 'bored', expected one of bad_row, "),
-        (("--stage", "train"), "--stage: got 'train', expected one of frames, targets, examples, encode"),
+        (("--stage", "train"), "--stage: got 'train', expected one of frames, targets, examples, encode, judge"),
         (("--stage", "manifest"), "rejects of `manifest` are looked at again whenever `video2lora manifest` runs"),
     ],
 )

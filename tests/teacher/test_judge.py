@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from infra import retry
 from infra.config import Recipe, Where
 from infra.errors import BadInputError, StageFailedError
 from infra.evaluation_config import JudgeModel, JudgeSettings
@@ -104,6 +105,16 @@ def test_an_answer_without_a_mark_is_a_reject_and_the_others_are_judged(server: 
     assert details[0].startswith("it has no whole JSON object, and was cut off after 100 tokens (last of 3 replies): <think>Well")
     assert details[1].startswith("points: Input should be less than or equal to 5 (last of 3 replies): ")
     assert server.tries["Never stop."] == server.tries["Seven."] == 3
+
+
+def test_rejects_are_judged_again_by_retry(server: JudgeServer, tmp_path: Path) -> None:
+    recipe = a_recipe(JUDGE.model_copy(update={"n_tries": 1}))
+    where = at(make_root(recipe, tmp_path, answering(ours="Fail once.")), server)
+    assert judge.run(recipe, where) == f"judgements: {N_WORDS - 1} rows, 1 rejects (judge_error 1)"
+    retry.run(recipe, where, reason="judge_error")
+    assert made_judgements(JUDGE, where.data).n_rejects() == 0
+    assert server.tries == dict.fromkeys(server.tries, 1) | {"Fail once.": 2}
+    assert rows_of(recipe, where)["Fail once."]["rationale"] == "try 2"
 
 
 def test_an_endpoint_without_schemas_is_asked_without(server: JudgeServer, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_the_loss_falls_and_the_answers_come_right(vlm: FrozenVLM) -> None:
     optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
     data = HeldExamples([an_example(i) for i in range(4)], seed=0, n_targets=2)
     curve = []
-    for batch in islice(data.batches(Share(0, 1, 4), first_step=0), 60):
+    for batch in islice(data.batches(Share(0, 1, 4), first_step=0), 100):
         loss = losses(student, encoder, batch).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
