@@ -125,7 +125,7 @@ def figures_of(recipe: Recipe, where: Where) -> list[Output]:
     """Complete figures of the recipe's hypernetworks."""
     own = [trained_hypernetwork(one, where.data).made_from() for one in recipe.of_seeds()]
     complete = (one for one in outputs_of(where.data, FIGURES) if one.is_complete())
-    return [one for one in complete if one.made_from()["inputs"]["hypernetwork"] in own]
+    return [one for one in complete if one.made_from()["hypernetwork"] in own]
 
 
 def attach(recipe: Recipe, where: Where, files: dict[str, bytes]) -> None:

@@ -77,7 +77,7 @@ def interval_text(one: Facts) -> str:
 
 def signed(value: float) -> str:
     """With a true minus sign."""
-    return f"{value:+.3f}".replace("-", "−")
+    return f"{round(value, 3) + 0.0:+.3f}".replace("-", "−")  # + 0.0, or a zero may be a negative one
 
 
 def holds(claimed: Facts, what: str, alpha: float) -> bool:

@@ -22,6 +22,14 @@ def test_times_are_medians_and_tokens_means() -> None:
     assert got["base"]["ttft_s"] is None and got["base"]["n_answers"] == 0
 
 
+def test_a_time_that_seeds_share_counts_once() -> None:
+    shared = [a_row(name, "base", 1.0, ttft_s=s, seed=seed) for seed in (3, 5) for name, s in (("v-1", 0.2), ("v-2", 0.4), ("v-3", 0.9))]
+    own = [a_row("v-1", "ours", 1.0, ttft_s=s, seed=seed) for seed, s in ((3, 0.1), (5, 0.3))]
+    got = by_system([*shared, *own], ("base", "ours"))
+    assert (got["base"]["n_timed"], got["base"]["ttft_s"]) == (3, 0.4)
+    assert (got["ours"]["n_timed"], got["ours"]["ttft_s"]) == (2, pytest.approx(0.2))
+
+
 def test_bytes_kept_of_a_video() -> None:
     tokens = {"base": 61, "sampled": 31}
     systems = {system: {"n_input_tokens": tokens.get(system, 11)} for system in SYSTEMS}

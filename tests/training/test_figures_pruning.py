@@ -13,6 +13,7 @@ from infra.objects import read_json
 from training.figures.bench import Bench, clips_of, opened_bench
 from training.figures.figure import drawn, figure_output
 from training.figures.pruning import Pruning, chosen, directions, strength
+from training.report import figures_of
 from video2lora.api import Decoding, ask_all, internalize, read_frames
 from video2lora.lora import Lora, adapted, merged
 
@@ -138,3 +139,7 @@ def test_the_strongest_directions_are_counted(found: dict[str, Any], bench: Benc
     assert sum(told.values()) == 3 and all(told[direction] >= n for direction, n in counted.items())
     assert 1 <= found["cells"][0]["n_orders"] <= 3
     assert found["left_out"][-1]["key"] == "v3"
+
+
+def test_the_report_finds_it(made: tuple[Recipe, Where], found: dict[str, Any]) -> None:
+    assert [one.folder for one in figures_of(*made)] == [figure_output(Pruning(), *made).folder]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from training.verdicts import forests, interval_text, verdicts
+from training.verdicts import forests, interval_text, signed, verdicts
 
 CLAIM = {
     "system": "ours", "against": "base", "value": -0.01, "low": -0.03, "high": 0.01, "margin": 0.05, "noninferior": True,
@@ -88,3 +88,7 @@ def test_a_forest_has_a_row_for_each_benchmark_and_for_all_together() -> None:
     ]
     alone = forests(numbers({}, benchmarks={"a": both["a"]}), "judge")
     assert [list(one.rows) for one in alone] == [["a"]]
+
+
+def test_a_zero_has_no_minus_sign() -> None:
+    assert [signed(value) for value in (-0.0, -0.0004, -0.0006, 0.25)] == ["+0.000", "+0.000", "−0.001", "+0.250"]
