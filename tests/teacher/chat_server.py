@@ -1,13 +1,14 @@
 """An OpenAI-compatible server on loopback, which does what a prompt's words ask for; it holds no model."""
 
 import asyncio
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import web
+
+from tests.teacher.openai_server import refusal, serving
 
 
 class ChatServer:
@@ -35,9 +36,9 @@ class ChatServer:
 
     async def _answer(self, prompt: str, request: web.Request) -> web.Response:
         if self.is_down or prompt == "Be down.":
-            return _error(503, "no capacity")
+            return refusal(503, "no capacity")
         if prompt == "Be busy twice." and self.tries[prompt] <= 2:
-            return _error(429, "too many requests")
+            return refusal(429, "too many requests")
         if prompt == "Break off twice." and self.tries[prompt] <= 2:
             assert request.transport is not None
             request.transport.close()
@@ -45,11 +46,11 @@ class ChatServer:
         if prompt == "Be slow.":
             await asyncio.sleep(3.0)
         if prompt == "Refuse.":
-            return _error(400, f"{request.headers['Authorization']} may not see data:image/jpeg;base64,AAAA at {request.url}\nat all")
+            return refusal(400, f"{request.headers['Authorization']} may not see data:image/jpeg;base64,AAAA at {request.url}\nat all")
         if prompt == "Be too long.":
-            return _error(400, "This model's maximum context length is 9 tokens", code="context_length_exceeded")
+            return refusal(400, "This model's maximum context length is 9 tokens", code="context_length_exceeded")
         if prompt == "Know no key.":
-            return _error(401, f"wrong key {request.headers['Authorization'].removeprefix('Bearer ')}")
+            return refusal(401, f"wrong key {request.headers['Authorization'].removeprefix('Bearer ')}")
         choice = {
             "index": 0,
             "finish_reason": "length" if prompt == "Go on." else "content_filter" if prompt == "Filter." else "stop",
@@ -60,35 +61,8 @@ class ChatServer:
         return web.json_response({**head, "choices": [] if prompt == "Say nothing." else [choice], "usage": usage})
 
 
-def _error(status: int, message: str, *, code: str | None = None) -> web.Response:
-    return web.json_response({"error": {"message": message, "code": code}}, status=status, headers={"Retry-After": "0"})
-
-
 @contextmanager
 def chat_server() -> Iterator[ChatServer]:
-    server, loop, ready = ChatServer(), asyncio.new_event_loop(), threading.Event()
-    app = web.Application(client_max_size=1 << 26)
-    app.router.add_post("/v1/chat/completions", server.answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-
-    async def start() -> None:
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        server.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-        ready.set()
-
-    def serve() -> None:
-        loop.run_until_complete(start())
-        loop.run_forever()
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    assert ready.wait(30)
-    try:
+    server = ChatServer()
+    with serving(server.answer) as server.url:
         yield server
-    finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(30)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(30)
-        loop.close()

@@ -5,13 +5,14 @@ It reads what it is to mark as a judge should: the JSON strings between the line
 
 import asyncio
 import json
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import web
+
+from tests.teacher.openai_server import refusal, serving
 
 
 def data_of(prompt: str) -> dict[str, str]:
@@ -39,9 +40,9 @@ class JudgeServer:
         (message,) = body["messages"]
         data = data_of(message["content"])
         if self.is_down_after is not None and len(self.bodies) > self.is_down_after:
-            return _error(503, "no capacity")
+            return refusal(503, "no capacity")
         if not self.takes_schema and "response_format" in body:
-            return _error(400, "response_format: unknown field")
+            return refusal(400, "response_format: unknown field")
         if self.keeps_waiting_after is not None and len(self.bodies) > self.keeps_waiting_after:
             await asyncio.sleep(60.0)
         self.tries[data["answer"]] += 1
@@ -73,34 +74,8 @@ def _said(text: str, finish_reason: str) -> web.Response:
     return web.json_response({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage})
 
 
-def _error(status: int, message: str) -> web.Response:
-    return web.json_response({"error": {"message": message, "code": None}}, status=status, headers={"Retry-After": "0"})
-
-
 @contextmanager
 def judge_server() -> Iterator[JudgeServer]:
-    server, loop, ready = JudgeServer(), asyncio.new_event_loop(), threading.Event()
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", server.answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-
-    async def start() -> None:
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        server.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-        ready.set()
-
-    def serve() -> None:
-        loop.run_until_complete(start())
-        loop.run_forever()
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    assert ready.wait(30)
-    try:
+    server = JudgeServer()
+    with serving(server.answer) as server.url:
         yield server
-    finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(30)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(30)
-        loop.close()
