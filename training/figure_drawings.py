@@ -56,10 +56,10 @@ def _sweep(figure: Facts) -> list[Drawing]:
         columns = [f"{edge} px" for edge in edges]
         return {"title": title, "curves": None, "table": _table(title, "Frames at most", columns, rows, note)}
 
-    fits = "* base does not fit its context for every clip: fewer of its frames stand in for it."
-    about = (
-        f"{figure['n_questions']} questions about {figure['n_videos']} clips. In brackets the mean number of frames the clips had. {fits}"
-    )
+    starred = "sampled" in rivals.values()
+    fits = "* base does not fit its context for every clip: fewer of its frames stand in for it." if starred else ""
+    clips = f"{figure['n_questions']} questions about {figure['n_videos']} clips."
+    about = f"{clips} In brackets the mean number of frames the clips had. {fits}".rstrip()
     return [
         of("Sweep: token F1, ours − base", _difference, signed, about, shaded=True),
         of("Sweep: time to the first token, base over ours", _speedup, lambda one: f"{one:.1f} ×", fits, shaded=False),

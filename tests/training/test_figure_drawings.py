@@ -30,6 +30,7 @@ def test_a_sweep_is_three_heatmaps_by_cap_and_edge() -> None:
     assert [[one["shade"] for one in row["cells"]] for row in f1["table"]["rows"]] == [["n4", "n4"], ["", "p1"]]
     assert texts(speed) == texts(tokens) == [["3.0 ×", "3.0 ×"], ["–", "3.0 × *"]]
     assert "7 clips" in f1["table"]["note"] and "* base does not fit" in f1["table"]["note"]
+    assert drawings([{"table": "sweep", **ABOUT, "cells": [cell(8, 224)]}])[1]["table"]["note"] == "", "no star, no word of it"
 
 
 def test_an_amortisation_curve_has_a_line_for_each_rival() -> None:
