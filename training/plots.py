@@ -27,10 +27,13 @@ class Axis:
         return round(WIDTH * (inside - self.low) / (self.high - self.low), 2)
 
 
+NARROWEST = 0.01
+
+
 def difference_axis(claims: Sequence[Facts]) -> Axis:
-    """Symmetric about zero, wide enough for every interval and margin."""
+    """Symmetric about zero, wide enough for every interval and margin; never so narrow that rounding is drawn as a difference."""
     edges = [one[name] for one in claims for name in ("low", "high", "value", "margin") if one.get(name) is not None]
-    reach = 1.12 * max([abs(edge) for edge in edges], default=0.1) or 0.1
+    reach = max(NARROWEST, 1.12 * max([abs(edge) for edge in edges], default=0.1))
     step = round_step(reach / 2)
     n = math.floor(reach / step)
     return Axis(-reach, reach, tuple(i * step for i in range(-n, n + 1)))

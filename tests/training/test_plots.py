@@ -12,10 +12,10 @@ def test_an_axis_is_symmetric_and_holds_every_interval_and_margin() -> None:
     assert (axis.x(axis.low), axis.x(0.0), axis.x(0.14), axis.x(9.0)) == (0, WIDTH / 2, 0.75 * WIDTH, WIDTH)
 
 
-@pytest.mark.parametrize("claims", [[], [{"value": 0.0, "low": 0.0, "high": 0.0}]])
+@pytest.mark.parametrize("claims", [[], [{"value": 0.0, "low": 0.0, "high": 0.0}], [{"value": 0.0, "low": -1e-16, "high": 1e-16}]])
 def test_an_axis_of_nothing_is_still_one(claims: list[dict[str, float]]) -> None:
     axis = difference_axis(claims)
-    assert axis.high > 0 and 0.0 in axis.ticks
+    assert axis.high >= 0.01 and 0.0 in axis.ticks
 
 
 @pytest.mark.parametrize(("about", "step"), [(0.14, 0.1), (0.6, 0.5), (2.0, 2.0), (1.99, 1.0), (0.049, 0.02), (37.0, 20.0)])
