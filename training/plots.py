@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 WIDTH = 300.0  # of a drawing with one axis
+NARROWEST = 0.01  # of half an axis of differences
 N_SHADES = 4  # of a heatmap, on each side of zero
 
 Facts = Mapping[str, Any]
@@ -25,9 +26,6 @@ class Axis:
     def x(self, value: float) -> float:
         inside = min(max(value, self.low), self.high)
         return round(WIDTH * (inside - self.low) / (self.high - self.low), 2)
-
-
-NARROWEST = 0.01
 
 
 def difference_axis(claims: Sequence[Facts]) -> Axis:
