@@ -138,7 +138,11 @@ def test_other_workers_and_other_zero_stages_go_on_from_the_same_checkpoints(
         assert last is not None and after < last.step < N_STEPS
         assert f"{last.step} steps are saved" in capfd.readouterr().err + str(ended.value)
     train.run(recipe, where.model_copy(update={"training_workers": 1, "training_videos_at_once": 1}))
-    assert losses(recipe, where) == pytest.approx(undisturbed, rel=1e-4)
+    found = losses(recipe, where)
+    # Other workers add up in another order, and training magnifies what rounding that leaves: on AMD's CPUs all losses are within 1e-4, on
+    # one of Intel's (MKL) those of the first 65 steps, and the last ones, 0.15 after 6.3 at the start, within 1.2e-4 of each other.
+    assert found[:50] == pytest.approx(undisturbed[:50], rel=1e-4)
+    assert found == pytest.approx(undisturbed, abs=1e-3)
 
 
 def test_a_loss_that_is_none_ends_it_and_names_the_videos(recipe: Recipe, tmp_path: Path) -> None:
