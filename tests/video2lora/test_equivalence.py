@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.stats import binom
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
-from video2lora.equivalence import claim, draws, holm, with_interval
+from video2lora.equivalence import _all_times_drawn, claim, draws, holm, with_interval
 
 
 def sums_of(ours: Any, reference: Any) -> np.ndarray:
@@ -40,8 +41,22 @@ def test_seeds_are_drawn_too_and_a_draw_of_videos_counts_for_all_of_them() -> No
 
 def test_draws_repeat_by_their_seed() -> None:
     sums = sums_of(np.random.default_rng(0).random((13, 3)), np.zeros((13, 3)))
-    assert np.array_equal(draws(sums, mean, n_draws=700, seed=5), draws(sums, mean, n_draws=700, seed=5))
+    first = draws(sums, mean, n_draws=700, seed=5)
+    _all_times_drawn.cache_clear()  # or it would be the same counts
+    assert np.array_equal(first, draws(sums, mean, n_draws=700, seed=5))
     assert not np.array_equal(draws(sums, mean, n_draws=700, seed=5), draws(sums, mean, n_draws=700, seed=6))
+
+
+@pytest.mark.parametrize(("n_videos", "share"), [(72, 0.119), (120, 0.058), (200, 0.026), (500, 0.034)])
+def test_how_often_a_system_that_loses_the_margin_is_called_not_worse(n_videos: int, share: float) -> None:
+    """Exactly, over how many of its videos it may lose: each whole, with a chance of 0.05, which is the margin."""
+
+    def passes(n_lost: int) -> bool:
+        found = claim(sums_of(np.arange(n_videos)[:, None] >= n_lost, np.ones((n_videos, 1))), margin=0.05)
+        return found is not None and found.noninferior
+
+    chances = binom.pmf(np.arange(n_videos + 1), n_videos, 0.05)
+    assert sum(chance for n, chance in enumerate(chances[: n_videos // 20 + 1]) if passes(n)) == pytest.approx(share, abs=0.001)
 
 
 def test_draws_of_nothing_are_an_error() -> None:
