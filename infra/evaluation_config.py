@@ -1,11 +1,14 @@
 """The sections of a recipe that say how a hypernetwork is evaluated: who answers, who judges, what is claimed, which figures are drawn."""
 
-from typing import Literal
+import math
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from infra.artifacts import USUAL_SYSTEMS
 from infra.settings import Settings, each_once
+
+CLAIMED_TOGETHER = 4  # benchmarks, over which a claim must be able to hold
 
 
 class AnswerSettings(Settings):
@@ -42,6 +45,13 @@ class JudgeSettings(JudgeModel):
     second: JudgeModel | None = None  # marks a sample too, so that the report can say how far the two agree
     n_second: int = Field(default=200, ge=2)  # answers in that sample; paper: 200, by people
 
+    @field_validator("second")
+    @classmethod
+    def _is_another(cls, second: JudgeModel | None, others: ValidationInfo) -> JudgeModel | None:
+        if second is not None and second.model_dump().items() <= others.data.items():
+            raise ValueError("got the judge again, whose marks are the same ones; expected another model, or other settings of it")
+        return second
+
 
 class EvaluationSettings(Settings):
     """What the report claims, and how surely. Paper 4.3: margins 0.15 on the judge and 0.05 on token F1, by 95 % intervals.
@@ -59,6 +69,15 @@ class EvaluationSettings(Settings):
     @classmethod
     def _are_different(cls, seeds: tuple[int, ...] | None) -> tuple[int, ...] | None:
         return seeds and each_once(seeds)
+
+    @model_validator(mode="after")
+    def _claims_can_hold(self) -> Self:
+        # No bootstrap's p is below 1 / (n_draws + 1), and Holm's correction over k benchmarks makes k times that of it, so k times as many
+        # draws are needed: this bound leaves a claim over 4 benchmarks just possible. The default is enough for 250 at the paper's alpha.
+        least = math.ceil(CLAIMED_TOGETHER / self.alpha) - 1
+        if self.n_draws < least:
+            raise ValueError(f"n_draws: got {self.n_draws}, too few for any claim at alpha {self.alpha:g}: set n_draws to {least} or more")
+        return self
 
 
 class FigureSettings(Settings):

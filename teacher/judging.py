@@ -52,12 +52,12 @@ class Case:
         if isinstance(result, Refused):
             self.refused = result
             return
-        reply = whole_letters(result.text)
+        reply, is_cut_off = whole_letters(result.text), result.finish_reason == "length"
         self.replies.append(reply)
         try:
-            self.mark = mark_of(reply)
+            self.mark = mark_of(reply, is_cut_off=is_cut_off)
         except ValueError as error:
-            cut = f", and was cut off after {result.n_tokens} tokens" if result.finish_reason == "length" else ""
+            cut = f", and was cut off after {result.n_tokens} tokens" if is_cut_off else ""
             self.problem = f"{error}{cut}"
 
     def row(self) -> Row:

@@ -21,8 +21,9 @@ from infra.digests import short_hash
 from infra.judged import Judged
 
 MOST_POINTS = 5
+NO_OBJECT = "it has no whole JSON object"
 TEMPLATE_MARKS = "<["  # how tokens of chat templates begin: <|im_end|>, </s>, [INST]
-THOUGHT = "</think>"
+THINKING, THOUGHT = "<think>", "</think>"
 
 
 class Mark(BaseModel):
@@ -72,14 +73,18 @@ def whole_letters(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def mark_of(reply: str) -> Mark:
-    """The mark in a reply: the JSON object after any thinking, whatever stands around it. Raises ValueError that says what is wrong."""
-    try:
-        return _mark(reply)
-    except ValueError:
-        if THOUGHT not in reply:
-            raise
-    return _mark(reply.partition(THOUGHT)[2])
+def mark_of(reply: str, *, is_cut_off: bool = False) -> Mark:
+    """The mark in a reply: the JSON object after all thinking, whatever stands around it. Raises ValueError that says what is wrong.
+
+    What stands in thinking is a draft, and no mark. A reply that was cut off may be a server's thinking whose opening stood in the
+    prompt, so of these only one that begins with its object counts.
+    """
+    said = reply.strip()
+    if not said.startswith("{"):
+        said = said.rpartition(THOUGHT)[2].strip()
+    if said.startswith(THINKING) or (is_cut_off and not said.startswith("{")):
+        raise ValueError(NO_OBJECT)
+    return _mark(said)
 
 
 def rubrics_digest() -> str:
@@ -92,11 +97,13 @@ def rubrics_digest() -> str:
 def _mark(text: str) -> Mark:
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end < start:
-        raise ValueError("it has no whole JSON object")
+        raise ValueError(NO_OBJECT)
     try:  # not strict: models write line ends into strings, and so does xgrammar let them where a string has a greatest length
         return Mark.model_validate(json.loads(text[start : end + 1], strict=False))
     except json.JSONDecodeError as error:
         raise ValueError(f"it is no JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise ValueError("it is no JSON (nested too deep)") from error
     except ValidationError as error:
         names = ((item["loc"][0] if item["loc"] else "the object", item["msg"]) for item in error.errors(include_url=False))
         wrong = [

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from rich.console import Console
 from rich.table import Table as Grid
+from rich.text import Text
 
 from infra.artifacts import SYSTEMS
+from infra.books import console
 from infra.config import Recipe, Where
 from infra.errors import BadInputError
 from infra.evaluation_config import JudgeSettings
@@ -78,8 +79,8 @@ def read_labels(path: str) -> list[Label]:
     return list(labels.values())
 
 
-def agreement_of(pairs: Sequence[Pair], *, n_draws: int, confidence: float = 0.95, seed: int = SEED) -> Numbers:
-    """Spearman's correlation, its interval by bootstrap over videos, and the mean of the judge's mark less the other's.
+def agreement_of(pairs: Sequence[Pair], *, n_draws: int, seed: int = SEED) -> Numbers:
+    """Spearman's correlation, its 95 % interval by bootstrap over videos, and the mean of the judge's mark less the other's.
 
     None where it is not defined: of fewer than two pairs, or where one of the two gave everything the same mark. Draws of which that is
     so are left out of the interval, and counted.
@@ -89,14 +90,14 @@ def agreement_of(pairs: Sequence[Pair], *, n_draws: int, confidence: float = 0.9
     (first, at_first), (second, at_second) = marks
     tables = np.zeros((len(videos), len(first), len(second)))
     np.add.at(tables, (by_video, at_first, at_second), 1.0)
-    found: Numbers = {"n": len(pairs), "n_videos": len(videos), "spearman": None, "low": None, "high": None, "confidence": confidence}
+    found: Numbers = {"n": len(pairs), "n_videos": len(videos), "spearman": None, "low": None, "high": None}
     found["mean_difference"] = float(np.mean([judge - other for _, judge, other in pairs])) if pairs else None
     (value,) = spearman(tables.sum(axis=0, keepdims=True)) if pairs else (np.nan,)
     if np.isnan(value):
         return found
     draws = _draws(tables, n_draws=n_draws, rng=np.random.default_rng(seed))
     defined = draws[~np.isnan(draws)]
-    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2]) if len(defined) else (np.nan, np.nan)
+    low, high = np.quantile(defined, [0.025, 0.975]) if len(defined) else (np.nan, np.nan)
     interval = {"low": float(low), "high": float(high)} if len(videos) > 1 and len(defined) else {}
     return found | {"spearman": float(value)} | interval | {"n_draws": n_draws, "n_draws_undefined": n_draws - len(defined)}
 
@@ -199,8 +200,7 @@ def _scores(table: Table, keys: list[str]) -> dict[str, float]:
 
 
 def _measured(recipe: Recipe, pairs: Sequence[Pair]) -> Numbers:
-    evaluation = recipe.evaluation
-    return agreement_of(pairs, n_draws=evaluation.n_draws, confidence=1 - 2 * evaluation.alpha)
+    return agreement_of(pairs, n_draws=recipe.evaluation.n_draws)
 
 
 def _draws(
@@ -226,10 +226,10 @@ def _what_is_wrong(error: ValidationError) -> str:
 
 
 def _print(numbers: Numbers) -> None:
-    grid = Grid(title=f"{numbers['judge']} and {numbers['other']}", title_justify="left")
-    for heading in ("Spearman", f"{100 * numbers['confidence']:g} % interval", "answers", "videos", "mean difference", "not matched"):
+    grid = Grid(title=Text(f"{numbers['judge']} and {numbers['other']}"), title_justify="left")
+    for heading in ("Spearman", "95 % interval", "answers", "videos", "mean difference", "not matched"):
         grid.add_column(heading, justify="right")
     interval = "–" if numbers["low"] is None else f"{numbers['low']:.3f} to {numbers['high']:.3f}"
     value, difference = ("–" if one is None else f"{one:.3f}" for one in (numbers["spearman"], numbers["mean_difference"]))
     grid.add_row(value, interval, str(numbers["n"]), str(numbers["n_videos"]), difference, str(numbers["n_unmatched"]))
-    Console().print(grid)
+    console().print(grid)

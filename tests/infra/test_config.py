@@ -113,6 +113,10 @@ def test_a_local_folder_takes_the_hub_names_place(tmp_path: Path) -> None:
         ("frames: {sampling: {policy: sometimes}}", "frames.sampling.policy"),
         ("world: {level: 0}", "world.level"),
         ("answer: {systems: [ours, theirs]}", "answer.systems.1"),
+        ("judge: {model: one, second: {model: one}}", "judge.second"),
+        ("judge: {model: one, max_tokens: 512, n_tries: 5, second: {model: one, max_tokens: 512}}", "judge.second"),
+        ("evaluation: {n_draws: 158}", "evaluation: Value error, n_draws"),
+        ("evaluation: {alpha: 0.0003}", "evaluation: Value error, n_draws"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_its_path(tmp_path: Path, text: str, path: str) -> None:
@@ -150,3 +154,18 @@ def test_what_comes_twice_is_refused(tmp_path: Path, setting: str) -> None:
     (tmp_path / "twice.yaml").write_text(setting)
     with pytest.raises(BadInputError, match=r"(answer.systems|evaluation.seeds|figures.n_chunks): .*each once"):
         load_recipe(str(tmp_path / "twice.yaml"))
+
+
+def test_a_second_judge_may_be_the_same_model_asked_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text("judge: {model: one, max_tokens: 512, second: {model: one}}")
+    assert load_recipe(str(tmp_path / "two.yaml")).judge is not None
+
+
+def test_as_many_draws_as_a_claim_needs_are_named_and_then_taken(tmp_path: Path) -> None:
+    """At alpha 0.025 the smallest p of 159 draws is 1 / 160, which over 4 benchmarks is 0.025."""
+    path = tmp_path / "few.yaml"
+    path.write_text("evaluation: {n_draws: 158}")
+    with pytest.raises(BadInputError, match=r"n_draws: got 158, too few for any claim at alpha 0\.025: set n_draws to 159 or more"):
+        load_recipe(str(path))
+    path.write_text("evaluation: {n_draws: 159}")
+    assert load_recipe(str(path)).evaluation.n_draws == 159

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from infra.judged import Judged
+from teacher.engine import Written
+from teacher.judging import Case
 from teacher.marking import Mark, mark_of, quoted, schema, told
 from tests.teacher.judge_server import data_of
 
@@ -88,6 +90,29 @@ def test_half_a_letter_does_not_reach_a_table() -> None:
     assert mark_of(GOOD.replace("says so", "so \\ud83d")).rationale == "so ?"
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        f"<think>The answer claims {GOOD} and that is an",
+        f"<think>It says {GOOD}; no answer.</think>\nI cannot mark this.",
+        f'<think>draft {GOOD}</think>\n{{"extracted": null, "rationale": "cut',
+        f"<think>draft</think>{GOOD}, but\n</think>\nNo.",
+    ],
+)
+def test_a_mark_in_thinking_is_none(reply: str) -> None:
+    with pytest.raises(ValueError, match="no whole JSON object"):
+        mark_of(f"\n{reply}")
+
+
+@pytest.mark.parametrize("before", ["", "\n", "<think>On and on</think>\n"])
+def test_a_reply_that_was_cut_off_counts_where_it_begins_with_its_mark(before: str) -> None:
+    case = Case(QUESTION)
+    case.hear(Written(f"{before}Maybe {GOOD}, or", 9, "length", 9))
+    assert (case.mark, case.problem) == (None, "it has no whole JSON object, and was cut off after 9 tokens")
+    case.hear(Written(f"{before}{GOOD}\n\n", 9, "length", 9))
+    assert case.mark is not None and case.mark.points == 4
+
+
 def test_a_mark_that_quotes_the_end_of_thinking_is_one() -> None:
     assert mark_of('{"extracted": null, "rationale": "says </think>", "points": 0}').points == 0
 
@@ -106,6 +131,7 @@ def test_a_mark_that_quotes_the_end_of_thinking_is_one() -> None:
         (GOOD.replace('"extracted": "red", ', ""), "extracted: Field required"),
         (GOOD.replace("rationale", "Give 5 points"), "a name that is not asked for: Extra"),
         ("{4}", "it is no JSON"),
+        ('{"extracted": ' + "[" * 100_000 + "}", "nested too deep"),
     ],
 )
 def test_what_is_no_mark_says_why(reply: str, problem: str) -> None:

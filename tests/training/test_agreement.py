@@ -103,6 +103,13 @@ def mark(recipe: Recipe, where: Where, one: JudgeModel, points: dict[str, int]) 
     attempt.complete()
 
 
+def test_a_judges_name_is_printed_as_it_is_and_nothing_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    agreement._print(agreement_of(some_pairs(), n_draws=100) | {"judge": "org/[b]a[/x]", "other": "people", "n_unmatched": 10**30})
+    table = capsys.readouterr().out
+    assert "org/[b]a[/x] and people" in table and str(10**30) in table
+    assert all(heading in table for heading in ("95 % interval", "mean difference", "not matched"))
+
+
 POINTS = {"red": 5, "It is scarlet.": 4, "blue": 0, "three": 5, "two": 1, "Dogs run.": 3}
 
 
@@ -144,6 +151,8 @@ def test_people_are_compared_on_the_first_seeds_answers(tmp_path: Path, capsys: 
     agreement.run(recipe, where, labels=str(tmp_path / "labels.jsonl"), as_json=False)
     table = capsys.readouterr().out
     assert f"{found['spearman']:.3f}" in table and "org/judge and people" in table
+    surer = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"alpha": 0.1})})
+    assert with_people(surer, where, labels) == found, "95 % as the report says, whatever alpha"
     with pytest.raises(BadInputError, match="none of the 3 marks"):
         with_people(recipe, where, labels[-3:])
     with pytest.raises(BadInputError, match="judge is not set"):
