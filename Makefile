@@ -6,14 +6,16 @@ export PATH := $(RUN):$(PATH)
 export ONEDNN_MAX_CPU_ISA := AVX512_CORE_BF16
 export MKL_CBWR := AVX512,STRICT
 
-.PHONY: setup demo tiny test fast check ceph postgres chromium wordnet chaos clean
+.PHONY: setup demo tiny test fast check ceph postgres chromium wordnet prometheus buildah debian lock audit chaos clean
 
 setup: $(VENV)/.ready $(VENV)/oracle/.ready
 
 $(VENV)/.ready: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11 setup"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	DS_BUILD_OPS=0 $(RUN)/pip install --quiet --disable-pip-version-check --no-deps -r constraints.txt
+	grep '^setuptools==' constraints.txt > $(VENV)/setuptools.txt  # first: what builds the others is checked too
+	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(VENV)/setuptools.txt
+	DS_BUILD_OPS=0 $(RUN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --require-hashes -r constraints.txt
 	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	$(RUN)/python -m training.engine
 	@touch $@
@@ -25,9 +27,9 @@ $(VENV)/oracle/.ready: tests/video2lora/golden/requirements.txt | $(VENV)/.ready
 	@touch $@
 
 # Programs of Debian's for the tests, unpacked without root: a real S3 server, a real PostgreSQL for tracking, a browser for pages, WordNet
-# for WUPS; a minute and 710 MB in all, nothing where the machine has one. Where one cannot be had `make test` leaves its tests out and
-# says so; with V2L_REQUIRE_CEPH=1, as CI has it, it fails.
-DEBIAN := ceph postgres chromium wordnet
+# for WUPS, Prometheus for alerts, Buildah and a Debian to build images from; a minute and 950 MB in all, nothing where the machine has one.
+# Where one cannot be had `make test` leaves its tests out and says so; with V2L_REQUIRE_CEPH=1, as CI has it, it fails.
+DEBIAN := ceph postgres chromium wordnet prometheus buildah debian
 
 $(DEBIAN): %: $(VENV)/%/.ready
 
@@ -47,8 +49,17 @@ check: setup
 	$(RUN)/lint-imports
 	$(RUN)/mypy
 
+# constraints.txt anew after a change of its pins, which must be installed: hashes, and which image holds what. docs/security.md
+lock: setup
+	$(RUN)/python -m infra.lock
+
+# Known vulnerabilities of what is pinned; says so where no service tells of any, and with V2L_REQUIRE_AUDIT=1 fails there.
+audit: setup
+	infra/audit.sh constraints.txt
+
 # Two processes of one thread each, or the two hold each other up (one test took 65 s instead of 3); the tests of a file stay together.
 FAST := OMP_NUM_THREADS=1 $(RUN)/pytest -m "not slow" -n 2 --dist loadfile
+SLOW := OMP_NUM_THREADS=1 $(RUN)/pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder --durations=40
 
 fast: setup
 	$(FAST)
@@ -56,7 +67,7 @@ fast: setup
 test: check
 	@$(MAKE) --no-print-directory --keep-going $(DEBIAN) || test -z "$$V2L_REQUIRE_CEPH"
 	$(FAST)
-	$(RUN)/pytest -m slow --durations=25
+	$(SLOW)
 
 # Each fault at random points, ten times: hours. `make chaos CHAOS=1 ON=tests/faults/test_frames.py` tries one file. docs/faults.md
 CHAOS ?= 10

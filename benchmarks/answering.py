@@ -211,6 +211,7 @@ def _rate(bench: Bench, rival: Rival, kept: list[Kept], videos: list[Frames]) ->
     with rival.ready(kept) as state:
         steps = rival.steps(state, videos)
         next(steps)
+        _wait(bench)
         started = time.perf_counter()
         n = sum(len(ids) for ids in steps)
         _wait(bench)

@@ -37,6 +37,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from video2lora.pretrained import without_cudnn_attention
+
 WEIGHT_STD = 0.02  # transformers' own initializer_range
 SEED = 0
 RECORD = "random_vlm.json"  # in a folder we wrote: which model, so that only our own is taken for done
@@ -133,6 +135,7 @@ def random_vlm(
     model.config.dtype = dtype
     if torch.device(device).type != "meta":
         model.to_empty(device=device)
+        without_cudnn_attention(device)
         draw_weights(model)
         text = model.model.text_model
         with torch.device(device):  # its frequencies are no parameters: computed again, in fp32

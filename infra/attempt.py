@@ -4,6 +4,7 @@ Workers write files with a ShardWriter; the process that began the run commits t
 """
 
 import hashlib
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from infra import metrics
 from infra.artifacts import REJECT_REASONS, REJECTS, REJECTS_BY_KEY
 from infra.digests import digest, now
 from infra.errors import RowsLostError, StorageError, SupersededError
@@ -33,6 +35,7 @@ class Attempt:
     def __init__(self, table: "Table", state: State, wanted: pa.Array) -> None:
         self.table, self.state, self.number = table, state, state.attempt
         self._wanted = wanted
+        self.began_s = time.monotonic()
         self.left = self._without_outcome()
 
     def writer(self) -> "ShardWriter":
@@ -54,6 +57,13 @@ class Attempt:
         if add:
             self._append({"kind": "commit", "add": [file.described() for file in add], "remove": []})
             self.left -= taken
+            metrics.committed(
+                self.table.name,
+                n_rows=sum(file.n_rows for file in add if file.kind == ROWS),
+                reasons=[reason for file in add for reason in file.reasons],
+                n_left=len(self.left),
+                seconds=time.monotonic() - self.began_s,
+            )
         return len(taken)
 
     def write(self, rows: Sequence[Row], rejects: Sequence[Row], *, place: int = 0) -> int:
@@ -81,13 +91,14 @@ class Attempt:
         live = self.state.live()
         # Also files where such a key stands that was said again since.
         touched = {path for path, file in self.state.files.items() if not gone_keys.isdisjoint(file.keys)} | set(lost)
+        stay = among(live, pa.array(sorted(touched), pa.string()), column="path")
+        stay = stay.filter(pc.invert(pc.is_in(stay["key"], value_set=gone)))
+        kept: dict[str, set[str]] = {}
+        for path, key in zip(stay["path"].to_pylist(), stay["key"].to_pylist(), strict=True):
+            kept.setdefault(path, set()).add(key)
         add: list[File] = []
-        for path in sorted(touched):
-            file = self.state.files[path]
-            kept = among(live, pa.array([path]), column="path")
-            kept = kept.filter(pc.invert(pc.is_in(kept["key"], value_set=gone)))
-            if path not in lost and len(kept):
-                add += self._part_of(file, set(kept["key"].to_pylist()))
+        for path in sorted(kept.keys() - set(lost)):
+            add += self._part_of(self.state.files[path], kept[path])
         if touched:
             self._append({"kind": "commit", "add": [file.described() for file in add], "remove": sorted(touched)})
             self.left = self._without_outcome()
@@ -169,7 +180,8 @@ class ShardWriter:
         path = f"{'shards' if kind == ROWS else 'rejects'}/{self.attempt:06d}-{uuid.uuid4().hex}.parquet"
         if not write_new(f"{self.table.folder}/{path}", data):
             raise StorageError(f"{self.table.folder}/{path} is there already, and nobody else can have named it")
-        return File(path, kind, len(rows), hashlib.sha256(data).hexdigest(), len(data), place, keys)
+        reasons = () if kind == ROWS else tuple(rows["reason"].to_pylist())
+        return File(path, kind, len(rows), hashlib.sha256(data).hexdigest(), len(data), place, keys, reasons)
 
 
 def reject(stage: str, key: str, reason: str, detail: str = "") -> Row:

@@ -14,9 +14,9 @@ from typing import Annotated
 
 import typer
 
-from infra import adapter_commands, demo, evaluation_commands, jobs, table_commands
+from infra import adapter_commands, evaluation_commands, jobs, promotion_commands, run_commands, steps, submit_commands, table_commands
 from infra.config import load_recipe, load_where
-from infra.errors import CommandError
+from infra.errors import command_error
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 tiny_app = typer.Typer(no_args_is_help=True, help="The small VLM that ships: how it is made and measured.")
@@ -96,12 +96,15 @@ def sweep(
 @app.command(name="demo")
 def run_demo(recipe: RecipeOption = "demo") -> None:
     """Made clips, and every stage in order; run again, it continues."""
-    demo.run(load_recipe(recipe), load_where())
+    steps.demo(load_recipe(recipe), load_where())
 
 
 evaluation_commands.mount(app)
 table_commands.mount(app)
 adapter_commands.mount(app)
+run_commands.mount(app)
+promotion_commands.mount(app)
+submit_commands.mount(app)
 
 
 @tiny_app.command(name="train")
@@ -144,17 +147,6 @@ def main() -> None:
             raise
         print(f"error: {known}", file=sys.stderr)
         sys.exit(known.exit_code)
-
-
-def command_error(error: BaseException | None) -> CommandError | None:
-    """The user's error behind an exception, also where Ray carried it over from a worker."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, CommandError):
-            return error
-        seen.add(id(error))
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
-    return None
 
 
 if __name__ == "__main__":

@@ -132,7 +132,10 @@ def adapter_folder(folder: Path, video: str | None) -> Path:
     rows = read_catalogue(folder)
     found = [row for row in rows if row["video_id"].startswith(video or "")]
     if len(found) == 1:
-        return folder / found[0]["adapter"]
+        name = str(found[0]["adapter"])
+        if name in ("", ".", "..") or name != os.path.basename(name):  # a catalogue may come from a stranger
+            raise BadInputError(f"{folder / 'catalogue.parquet'}: adapter: got {name!r}, expected the name of a folder in {folder}")
+        return folder / name
     some = ", ".join(f"{row['video_id']} ({row['uri']})" for row in (found or rows)[:5])
     asked = f"--video: got {video!r}" if video else "--video: got nothing"
     raise BadInputError(f"{asked}, which fits {len(found)} of the {len(rows)} adapters in {folder}, expected one: {some}")

@@ -1,21 +1,24 @@
-"""What and where. A recipe (YAML, strict) says what is made and holds only what differs from the paper's defaults, which stand here
-(of evaluation, in `evaluation_config`); the environment says where: data folder, MLflow, Ray, workers. There is no third kind of setting.
+"""What and where. A recipe (YAML, strict) says what is made and holds only what differs from the paper's defaults, which stand here (of
+evaluation and retraining, in modules of their own); the environment says where: data folder, MLflow, Ray, workers. There is no third
+kind of setting.
 
 A setting that does not exist or has the wrong type is refused with its path. Recipes that ship are named by their file's stem;
 any other is given by path. Sources of the defaults: arXiv 2606.04351 section 4.1, appendix E, and the released checkpoints.
 """
 
 import json
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, SecretStr, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from infra.errors import BadInputError
 from infra.evaluation_config import AnswerSettings, EvaluationSettings, FigureSettings, JudgeSettings
+from infra.retraining_config import PromotionSettings, RetrainingSettings
 from infra.settings import Settings
 from video2lora.sampling import Sampling
 
@@ -143,6 +146,7 @@ class TrainingSettings(Settings):
     zero_stage: Literal[0, 1, 2, 3] = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     newline_after_target: bool = True  # the chat template's line end is learnt too, as published
+    start_from: str | None = None  # a hypernetwork's folder, or `tiny`: its weights before the first step; None: drawn by `seed`
     seed: int = 42
     compile: bool = False  # the hypernetwork by torch.compile
     checkpoint_every: int = Field(default=500, ge=1)
@@ -169,6 +173,14 @@ class Recipe(Settings):
     judge: JudgeSettings | None = None  # None: answers are scored by their words alone
     evaluation: EvaluationSettings = EvaluationSettings()
     figures: FigureSettings = FigureSettings()
+    retraining: RetrainingSettings = RetrainingSettings()
+    promotion: PromotionSettings = PromotionSettings()
+
+    @model_validator(mode="after")
+    def _evaluates_one_thing(self) -> Self:
+        if self.answer.hypernetwork is not None and self.evaluation.seeds is not None:
+            raise ValueError("answer.hypernetwork names one hypernetwork, and evaluation.seeds several trainings: leave out either")
+        return self
 
     def of_seeds(self) -> list["Recipe"]:
         """The recipe once for each training that is evaluated."""
@@ -178,6 +190,17 @@ class Recipe(Settings):
     def section(self, *names: str) -> dict[str, Any]:
         """The named parts as plain values: what a table's `made.json` records."""
         return {name: self.model_dump(mode="json")[name] for name in names}
+
+
+class NodeGroup(Settings):
+    """Up to `n` nodes alike, each with CPUs and GPUs under Ray's names for them."""
+
+    n: int = Field(default=1, ge=1)
+    CPU: float = Field(default=0.0, ge=0)
+    GPU: float = Field(default=0.0, ge=0)
+
+
+NODE_GROUPS = TypeAdapter(tuple[NodeGroup, ...])
 
 
 class Where(BaseSettings):
@@ -191,7 +214,9 @@ class Where(BaseSettings):
     data: str = "data"
     mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")  # None: sqlite in the data folder
     ray_address: str = Field(default="local", validation_alias="RAY_ADDRESS")
+    ray_api: str | None = Field(default=None, validation_alias="RAY_API_SERVER_ADDRESS")  # URL of the job server that jobs are submitted to
     n_cpus: int | None = Field(default=None, ge=1)  # of a local Ray; None: all of the machine's
+    grows_to: str | None = None  # JSON, what an autoscaler can make of the cluster: `NodeGroup`s; None: the nodes there are
     stall_s: float = Field(default=1800.0, gt=0)  # a stage in which nothing is finished for so long ends with an error
     teacher_cpus: float = Field(default=1.0, ge=0)
     teacher_gpus: float = Field(default=0.0, ge=0)  # per engine
@@ -207,7 +232,21 @@ class Where(BaseSettings):
     training_videos_at_once: int | None = Field(default=None, ge=1)  # per worker, of a step's; None: all. For what its memory takes
     training_held_bytes: int = Field(default=1 << 30, ge=0)  # of pictures or visual tokens that a worker holds; a larger split streams
     training_gpus: float = Field(default=0.0, ge=0)  # per worker
+    roots: str | None = None  # folders and s3:// addresses, by commas: what a SOURCE may name beside its own. None: pipeline/roots.py
+    run: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")  # logical run this is an attempt of; None: a new one
+    webhook: SecretStr | None = None  # URL that gets a retraining's verdict; whoever has it may write there, so it is shown nowhere
     wordnet: str = "/usr/share/wordnet"  # folder of WordNet 3.0's database, for WUPS; Debian's wordnet-base puts it there
+
+    @field_validator("grows_to")
+    @classmethod
+    def _check_groups(cls, text: str | None) -> str | None:
+        if text is not None:
+            NODE_GROUPS.validate_json(text)
+        return text
+
+    def groups(self) -> tuple["NodeGroup", ...]:
+        """Of `grows_to`."""
+        return () if self.grows_to is None else NODE_GROUPS.validate_json(self.grows_to)
 
 
 def load_recipe(name_or_path: str) -> Recipe:
@@ -237,9 +276,10 @@ def checked(model: type[Read], values: Any, *, where: str) -> Read:
     try:  # through JSON, where strict models take lists for tuples and nothing else for anything
         return model.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        wrong = [
-            f"{'.'.join(map(str, item['loc'])) or model.__name__.lower()}: {item['msg']} (got {item['input']!r})" for item in error.errors()
-        ]
+        wrong = []
+        for item in error.errors():
+            got = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"  # settings that do not go together say which
+            wrong.append(f"{'.'.join(map(str, item['loc'])) or model.__name__.lower()}: {item['msg']}{got}")
         raise BadInputError(f"{where}: " + "; ".join(wrong)) from error
 
 
@@ -250,3 +290,30 @@ def load_where() -> Where:
     except ValidationError as error:
         wrong = [f"{item['loc'][0]}: {item['msg']} (got {item['input']!r})" for item in error.errors()]
         raise BadInputError("environment: " + "; ".join(wrong)) from error
+
+
+def variables(where: Where) -> dict[str, str]:
+    """The settings that were set, as the environment has them."""
+    found = {}
+    for name in sorted(where.model_fields_set):
+        value = getattr(where, name)
+        if value is not None:
+            found[_variable(name)] = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+    return found
+
+
+def where_of(found: Mapping[str, str]) -> Where:
+    """Settings of another environment, a cluster's, under those of this one. Raises BadInputError naming the variable."""
+    own = variables(load_where())
+    fields = {_variable(name): str(field.validation_alias or name) for name, field in Where.model_fields.items()}
+    settings: dict[str, Any] = {fields[name]: value for name, value in {**found, **own}.items() if name in fields}
+    try:
+        return Where(**settings)
+    except ValidationError as error:
+        wrong = [f"{item['loc'][0]}: {item['msg']} (got {item['input']!r})" for item in error.errors()]
+        raise BadInputError("the cluster's environment: " + "; ".join(wrong)) from error
+
+
+def _variable(field: str) -> str:
+    alias = Where.model_fields[field].validation_alias
+    return str(alias) if alias else f"VIDEO2LORA_{field.upper()}"

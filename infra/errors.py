@@ -47,3 +47,14 @@ class TerminatedError(CommandError):
     """The command was told to end (SIGTERM) and has saved what was done: 128 and the signal's number, as shells have it."""
 
     exit_code = 143
+
+
+def command_error(error: BaseException | None) -> CommandError | None:
+    """The user's error behind an exception, also where Ray carried it over from a worker."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, CommandError):
+            return error
+        seen.add(id(error))
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None

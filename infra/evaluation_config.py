@@ -21,6 +21,7 @@ class AnswerSettings(Settings):
     n_timed: int = Field(default=24, ge=0)  # questions per system whose time to first token is measured alone
     sampled_frames: int = Field(default=64, ge=1)  # of `sampled`; beyond about 100 a SmolVLM2 prompt passes its 8,192 positions
     n_chunks: int = Field(default=2, ge=2)  # of `composed`; paper 5.6: two halves
+    hypernetwork: str | None = None  # folder of one that is evaluated in place of what the recipe trains: an imported one, say; or `tiny`
     champion: str | None = None  # folder of the hypernetwork of `champion`, or `tiny`, the one that ships
 
     @field_validator("systems")

@@ -20,7 +20,7 @@ import aiohttp  # s3fs brings it
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from infra.errors import BadInputError, StorageError
+from infra.errors import BadInputError, CommandError, StorageError
 from video2lora.frames_folder import natural
 from video2lora.video import RejectReason, VideoDecodeError
 
@@ -80,7 +80,8 @@ def fetched(clip: str, *, max_bytes: int = MAX_FETCH_BYTES, received: Received |
     if not is_url(clip):
         yield clip
         return
-    fs, inner = _opened(clip)
+    with _fetching(clip):
+        fs, inner = _opened(clip)
     if isinstance(fs, LocalFileSystem):
         yield inner
         return
@@ -129,14 +130,16 @@ def _opened(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def _expanded_url(url: str) -> list[str]:
-    fs, inner = _opened(url)
+    with _fetching(url):
+        fs, inner = _opened(url)
     if url.startswith(HTTP) or "*" not in inner:  # a web server has no list of its files
         return [url]
     with _fetching(url):
         matches = sorted(fs.glob(inner), key=natural)
     if not matches:
         raise BadInputError(f"{public_name(url)}: no file matches this pattern")
-    return [fs.unstrip_protocol(match) for match in matches]
+    _, chained, rest = url.partition("::")  # what an archive's files lie in
+    return [f"{fs.unstrip_protocol(match)}{chained}{rest}" for match in matches]
 
 
 @contextmanager
@@ -145,7 +148,7 @@ def _fetching(url: str) -> Iterator[None]:
     name = public_name(url)
     try:
         yield
-    except (VideoDecodeError, StorageError):
+    except (VideoDecodeError, CommandError):
         raise
     except FileNotFoundError as error:
         raise VideoDecodeError(RejectReason.MISSING, f"{name} is not there") from error

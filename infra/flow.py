@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 from ray.data import Dataset
 
+from infra import metrics
 from infra.attempt import Attempt
 from infra.errors import StageFailedError
 from infra.progress import Counter
@@ -26,7 +27,8 @@ Measures = dict[str, float]
 
 def told(files: Sequence[File], measures: Measures | None = None) -> pa.Table:
     """What a block came to, as a block: a row for each of its files, and one for what was measured on the way."""
-    rows: list[dict[str, Any]] = [{"file": json.dumps(file.described()), "measures": None} for file in files]
+    described = [{**file.described(), "reasons": file.reasons} for file in files]
+    rows: list[dict[str, Any]] = [{"file": json.dumps(one), "measures": None} for one in described]
     if measures is not None:
         rows.append({"file": None, "measures": json.dumps(measures)})
     return pa.Table.from_pylist(rows, schema=_TOLD)
@@ -38,10 +40,13 @@ def commit_as_it_comes(ds: Dataset, attempt: Attempt, counter: Counter, *, stall
     Raises StageFailedError if nothing arrives for `stall_s`; SupersededError, StorageError; what the flow raises.
     """
     sums: Measures = {}
+    metrics.begun(attempt.table.name, n_left=len(attempt.left))
     for block in arriving(ds, batch_size=None, stall_s=stall_s):
         counter.advance(attempt.commit(files_of(block)))
         for text in block["measures"].drop_null().to_pylist():
-            for name, value in json.loads(text).items():
+            measures = json.loads(text)
+            metrics.measured(attempt.table.name, measures)
+            for name, value in measures.items():
                 sums[name] = sums.get(name, 0.0) + value
     return sums
 
@@ -49,7 +54,7 @@ def commit_as_it_comes(ds: Dataset, attempt: Attempt, counter: Counter, *, stall
 def files_of(block: pa.Table) -> list[File]:
     """The files that `told` told of."""
     described = [json.loads(text) for text in block["file"].drop_null().to_pylist()]
-    return [File(**{**one, "keys": tuple(one["keys"])}) for one in described]
+    return [File(**{**one, "keys": tuple(one["keys"]), "reasons": tuple(one["reasons"])}) for one in described]
 
 
 def arriving(ds: Dataset, *, batch_size: int | None, stall_s: float) -> Iterator[pa.Table]:

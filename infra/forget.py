@@ -7,8 +7,8 @@ From what was judged up to `videos`, which is last: killed midway and run again,
 run is begun, which ends one that is writing it; its files are written anew without the video, and books that were closed are closed again.
 Files that no log names go too, for they may hold it. In `videos` a reject stays that keeps `manifest` from bringing the video back.
 
-What is not removed: keys in the logs (hashes, and in `files` addresses), what a model has learnt, and reports, which show words and
-pictures as they were; so checkpoints and reports are named.
+What is not removed: keys in the logs (hashes, and in `files` addresses), what a model has learnt, and reports and figures, which hold words
+and pictures as they were; so checkpoints, reports and figures are named.
 """
 
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ import pyarrow.compute as pc
 from infra.attempt import reject
 from infra.books import unnamed_files
 from infra.log import Entry
-from infra.objects import read_bytes, remove
+from infra.objects import names, read_bytes, remove
 from infra.of_video import FORGOTTEN, Video, video_of
 from infra.outputs import Output
 from infra.parquet import from_parquet
 from infra.progress import counting
-from infra.sets import REPORTS, outputs_of, tables_of
+from infra.sets import FIGURES, REPORTS, outputs_of, tables_of
 from infra.state import ROWS, State
 from infra.storage import Table
 from infra.trained import print_trained, trained
@@ -76,6 +76,8 @@ def forget(root: str, video_id: str) -> None:
     print_trained(models)
     for output in reports_of(root, video_id):
         print(f"{output.folder}: a report that shows it; remove the folder, and what MLflow has of it")
+    for output in figures_of(root, video_id):
+        print(f"{output.folder}: a figure that holds answers about it; remove the folder")
 
 
 def reports_of(root: str, video_id: str) -> list[Output]:
@@ -84,6 +86,16 @@ def reports_of(root: str, video_id: str) -> list[Output]:
     for output in outputs_of(root, REPORTS):
         data = read_bytes(f"{output.folder}/rows.parquet")
         if data is not None and pc.any(pc.equal(from_parquet(data, ("video_id",))["video_id"], video_id)).as_py():
+            found.append(output)
+    return found
+
+
+def figures_of(root: str, video_id: str) -> list[Output]:
+    """Figures with cells of the video, also of one that is not finished. Raises StorageError."""
+    found = []
+    for output in outputs_of(root, FIGURES):
+        cells = (f"{output.folder}/cells/{name}" for name in names(f"{output.folder}/cells"))
+        if any(video_id.encode() in (read_bytes(cell) or b"") for cell in cells):
             found.append(output)
     return found
 

@@ -9,7 +9,7 @@ Clips in = made + there already + the same again + rejects; what is no usable vi
 import os
 import re
 from collections import Counter as Tally
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from infra.attempt import reject
 from infra.collection import Collection, opened, storing
 from infra.errors import BadInputError, RowsLostError
 from infra.fetch import Received, fetched, is_url, public_name, stored_uri
@@ -106,6 +107,16 @@ class Outcomes:
         say(f"{read.name}: no adapter: {row['reason']}: {row['detail']}")
         self.note(read, "rejected")
 
+    def miss(self, wanted: Mapping[str, str | None], collection: Collection) -> None:
+        """Rejects of the videos that have neither an adapter nor a reject by their address."""
+        rejected = {row["key"] for row in self.rejects}
+        for video_id, uri in wanted.items():
+            if video_id not in collection and uri not in rejected:
+                why = "no address of it is known" if uri is None else f"{uri} holds another video"
+                self.rejects.append(reject(STAGE, video_id, RejectReason.MISSING.value, why))
+                self.settled.add(video_id)
+                say(f"{video_id}: no adapter: {why}")
+
     def __str__(self) -> str:
         return ", ".join(f"{self.tally[what]} {what}" for what in ("made", "there already", "the same again") if self.tally[what])
 
@@ -122,13 +133,18 @@ def run_one(clip: str, folder: Path, making: Making) -> str:
     return f"{folder}: adapter of {public_name(clip)}, rank {stored.lora.r}" + ("" if stored.has_all else HOW_STATIC)
 
 
-def run_many(clips: Sequence[str], folder: Path, making: Making, *, batch_size: int) -> str:
-    """CLIPs into a collection. Raises BadInputError, after all that could be done, where some gave no adapter; and as `opened` does."""
+def run_many(clips: Sequence[str], folder: Path, making: Making, *, batch_size: int, wanted: Mapping[str, str | None] | None = None) -> str:
+    """CLIPs into a collection. `wanted`, where it is given, are videos with their addresses: each becomes an adapter or a reject, and so
+    does a clip that holds none of them.
+
+    Raises BadInputError, after all that could be done, where some gave no adapter; and as `opened` does.
+    """
     with opened(folder, making.made_by()) as collection:
         with counting(STAGE, "clips", len(clips)) as counter:
             outcomes = Outcomes(counter)
             try:
-                _make_all(clips, collection, making, outcomes, batch_size=batch_size)
+                _make_all(clips, collection, making, outcomes, batch_size=batch_size, wanted=wanted)
+                outcomes.miss(wanted or {}, collection)
             finally:
                 collection.settle(outcomes.settled, outcomes.rejects)
         n_adapters = len(collection.rows)
@@ -136,7 +152,7 @@ def run_many(clips: Sequence[str], folder: Path, making: Making, *, batch_size: 
         raise RowsLostError(f"{folder}: {len(clips)} clips in, {outcomes.tally.total()} accounted for: {dict(outcomes.tally)}")
     told = f"{str(outcomes) or 'nothing made'}; {n_adapters} in {folder / 'catalogue.parquet'}"
     if outcomes.rejects:
-        raise BadInputError(f"{len(outcomes.rejects)} of {len(clips)} gave no adapter: see {folder / 'rejects.parquet'} ({told})")
+        raise BadInputError(f"{len(outcomes.rejects)} of {len(wanted or clips)} gave no adapter: see {folder / 'rejects.parquet'} ({told})")
     return told
 
 
@@ -156,13 +172,15 @@ def sampling_named(name: str) -> Sampling:
         raise BadInputError(f"--sampling: got {name!r}, expected numbers more than 0") from error
 
 
-def _make_all(clips: Sequence[str], collection: Collection, making: Making, outcomes: Outcomes, *, batch_size: int) -> None:
+def _make_all(
+    clips: Sequence[str], collection: Collection, making: Making, outcomes: Outcomes, *, batch_size: int, wanted: Container[str] | None
+) -> None:
     n_readers = min(MAX_READERS, os.cpu_count() or 1, -(-len(clips) // CLIPS_PER_READER))
     decoders = [making.decoder() for _ in range(n_readers)]
     there = set(collection.rows)
     again: list[Read] = []
     batch: list[tuple[Read, Frames]] = []
-    for read in Reader(decoders, known=there).read_all(clips, ahead=batch_size + len(decoders)):
+    for read in Reader(decoders, known=there, wanted=wanted).read_all(clips, ahead=batch_size + len(decoders)):
         if read.frames is not None:
             batch.append((read, read.frames))
             if len(batch) == batch_size:

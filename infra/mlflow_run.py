@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.config import HOW, Recipe, Where
 from infra.errors import StorageError
+from infra.hypernetworks import vlm_label
 from infra.lineage import Tags
 from infra.objects import read_bytes
 from infra.outbox import Item
@@ -75,6 +76,11 @@ def send(client: "MlflowClient", run_id: str, items: Sequence[Item]) -> int:
             raise
         say(f"tracking: {first.get('name', first['kind'])} refused ({error.error_code}); left out")
     return n
+
+
+def registered_name(model: str) -> str:
+    """Of the registry's model that holds the hypernetworks of a VLM."""
+    return f"video2lora-{vlm_label(model)}"
 
 
 def what(recipe: Recipe) -> list[tuple[str, str]]:

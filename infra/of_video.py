@@ -62,7 +62,7 @@ def one_video(root: str, named: str) -> str:
 
 def video_of(root: str, video_id: str) -> Video:
     """Raises StorageError."""
-    questions = _all_rows(Table(root, "questions"), ["question_id", "version", "video_id", "task", "question", "references"])
+    questions = Table(root, "questions").read_all(["question_id", "version", "video_id", "task", "question", "references"])
     of_video = questions.filter(pc.equal(questions["video_id"], video_id))["question_id"].to_pylist()
     return Video(video_id, tuple(sorted(set(of_video))), *_files(root, video_id), _judgements(root, video_id, questions))
 
@@ -98,11 +98,11 @@ def _is_whole(videos: pa.Table) -> pa.ChunkedArray:
 
 def _files(root: str, video_id: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Keys of files that hold the video and nothing that another video is cut from, and the contents that only they have."""
-    videos = _all_rows(Table(root, "videos"), ["video_id", "version", "uri", "start_s", "end_s"])
+    videos = Table(root, "videos").read_all(["video_id", "version", "uri", "start_s", "end_s"])
     is_own, is_whole = pc.equal(videos["video_id"], video_id), _is_whole(videos)
     own, others = videos.filter(is_own)["uri"], videos.filter(pc.invert(is_own))["uri"]
     spans = videos.filter(pc.and_(pc.invert(is_own), pc.invert(is_whole)))["uri"]
-    rows = _all_rows(Table(root, "files"), ["uri", "version", "content"])
+    rows = Table(root, "files").read_all(["uri", "version", "content"])
     whole = pc.and_not(pc.starts_with(rows["content"], video_id), pc.is_in(rows["uri"], value_set=spans))  # its id is how its hash begins
     cut = pc.and_not(pc.is_in(rows["uri"], value_set=own), pc.is_in(rows["uri"], value_set=others))
     mine = pc.or_(whole, cut)
@@ -121,12 +121,7 @@ def _judgements(root: str, video_id: str, questions: pa.Table) -> tuple[str, ...
     own: set[str] = set()
     others: set[str] = set()
     for table in tables:
-        for row in _all_rows(table, ["question_id", "answer"]).to_pylist() if table.name == "answers" else ():
+        for row in table.read_all(["question_id", "answer"]).to_pylist() if table.name == "answers" else ():
             for question in asked.get(row["question_id"], ()):
                 (own if question["video_id"] == video_id else others).add(judged(question, row["answer"]).judgement_id)
     return tuple(sorted(own - others))
-
-
-def _all_rows(table: Table, columns: list[str]) -> pa.Table:
-    """Those that are wanted no longer, too: forgetting that was killed has begun with wanting them no longer."""
-    return table.read_keys(table.state().live()["key"].to_pylist(), columns)

@@ -81,6 +81,20 @@ class TalkOptions:
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per answer, a line each.")] = False
 
 
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Whose machines."""
+
+    address: Annotated[
+        str | None, typer.Option(metavar="URL", help="A Ray head's job server, http://HEAD:8265. [env: RAY_API_SERVER_ADDRESS]")
+    ] = None
+    kubernetes: Annotated[bool, typer.Option("--kubernetes", "-k", help="Kubernetes with KubeRay, as kubectl is set up.")] = False
+    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="With --kubernetes: another than kubectl is set to.")] = None
+
+    def is_given(self) -> bool:
+        return self.kubernetes or self.address is not None or self.namespace is not None
+
+
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """The command as typer is to see it; called with options, it hands over groups."""
     groups: dict[str, Any] = {}

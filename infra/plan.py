@@ -38,7 +38,7 @@ def plan(source: str | None, recipe: Recipe, where: Where) -> Facts:
     videos = table.read(["video_id", "uri", "split", "span_kind"])
     frames = _counted(_frames(recipe, where, videos), is_exact=table.is_complete() or not len(videos))
     expected = frames["done"] + frames["left"]
-    order, per_video = _targets(recipe, where, videos, expected)
+    order, per_video = targets_order(recipe, where, videos, expected)
     targets = _counted(order, is_exact=frames["is_exact"] and not frames["left"])
     examples = _examples(recipe, where, targets, expected)
     stages = [frames, targets, examples]
@@ -94,7 +94,7 @@ def _frames(recipe: Recipe, where: Where, videos: pa.Table) -> Order:
         return Order(sets.frames_set(recipe, where.data), {}, video_ids, sets.frames_made(recipe))
 
 
-def _targets(recipe: Recipe, where: Where, videos: pa.Table, video_ids: list[str]) -> tuple[Order, float]:
+def targets_order(recipe: Recipe, where: Where, videos: pa.Table, video_ids: list[str]) -> tuple[Order, float]:
     """What the stage is to make once all of these have frames, and prompts per video. Frames of no other video are looked at."""
     stage, writing = importlib.import_module(jobs.STAGES["targets"]), importlib.import_module("teacher.write_targets")
     prompt_set = importlib.import_module("teacher.prompts").load_prompt_set(recipe.teacher.prompts)

@@ -32,6 +32,10 @@ MAX_READERS = 8
 LARGE_BYTES = 100_000_000  # a download of more is announced
 
 
+class OtherVideoError(Exception):
+    """The clip is there, and holds another video than it did."""
+
+
 @dataclass(frozen=True)
 class Read:
     """A clip that was looked at: frames to make an adapter of; or why there are none; or neither, where its content is known already."""
@@ -39,7 +43,7 @@ class Read:
     clip: str
     video_id: str = ""
     frames: Frames | None = None
-    error: VideoDecodeError | OutOfReachError | None = None
+    error: VideoDecodeError | OutOfReachError | OtherVideoError | None = None
 
     @property
     def name(self) -> str:
@@ -48,11 +52,12 @@ class Read:
 
     def reject(self) -> dict[str, Any]:
         """The row that says why it gave no adapter. A server out of reach says nothing about the video, and is asked again next time."""
+        reason, detail = str(RejectReason.UNREADABLE), str(self.error)
         if isinstance(self.error, VideoDecodeError):
-            reason, detail = self.error.reason, self.error.detail
-        else:
-            reason, detail = RejectReason.UNREADABLE, str(self.error)
-        return reject(STAGE, stored_uri(self.clip), reason.value, " ".join(detail.split()))
+            reason, detail = self.error.reason.value, self.error.detail
+        elif isinstance(self.error, OtherVideoError):
+            reason = "superseded"
+        return reject(STAGE, stored_uri(self.clip), reason, " ".join(detail.split()))
 
 
 class Decoder:
@@ -78,8 +83,9 @@ class Decoder:
 class Reader:
     """Clips -> `Read`s, with as many threads as decoders."""
 
-    def __init__(self, decoders: Sequence[Decoder], *, known: Container[str]) -> None:
-        self.decoders, self.known = decoders, known
+    def __init__(self, decoders: Sequence[Decoder], *, known: Container[str], wanted: Container[str] | None = None) -> None:
+        """Contents that are `known` are not decoded; where some are `wanted`, others are not either, and are an OtherVideoError."""
+        self.decoders, self.known, self.wanted = decoders, known, wanted
         self.free: SimpleQueue[Decoder] = SimpleQueue()
         for decoder in decoders:
             self.free.put(decoder)
@@ -111,6 +117,8 @@ class Reader:
         try:
             with fetched(clip, received=self._received(clip)) as path:
                 video_id = content_of(path)
+                if self.wanted is not None and video_id not in self.wanted:
+                    return Read(clip, video_id, error=OtherVideoError(f"holds video {video_id} now"))
                 if not self._is_new(video_id):
                     return Read(clip, video_id)
                 return Read(clip, video_id, frames=self._decoded(path))

@@ -29,6 +29,7 @@ from botocore.parsers import ResponseParserError
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 from urllib3.exceptions import HTTPError
 
+from infra import metrics
 from infra.errors import StorageError
 
 PATIENCE_S = 180.0  # without any progress; longer than a store takes to fail over, shorter than a stage's stall deadline
@@ -80,6 +81,7 @@ def tried(what: str, uri: str, request: Callable[[], T]) -> T:
 
     def say(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
+        metrics.STORAGE_RETRIES.add(1)
         level = logging.WARNING if state.attempt_number >= N_SILENT else logging.INFO
         log.log(level, "%s: %s; try %d follows in %.1f s", uri, _in_a_line(error), state.attempt_number + 1, state.upcoming_sleep)
 

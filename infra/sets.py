@@ -7,21 +7,19 @@ what was asked for: more videos and other prompts are further keys of the same s
 Hypernetworks lie side by side likewise, a folder for each training. What a training saw is fixed, so more examples make another one.
 """
 
-import hashlib
 import re
-from importlib import resources
 from typing import Any
 
 from infra.config import HOW, Recipe, SceneSettings
 from infra.digests import short_hash
 from infra.errors import BadInputError
 from infra.evaluation_config import JudgeModel
+from infra.hypernetworks import HYPERNETWORKS, address_of, champion_folder, identity, vlm_label
 from infra.log import Log
-from infra.objects import folders, read_bytes, read_json
+from infra.objects import folders, read_json
 from infra.outputs import Output
 from infra.storage import Table
 
-HYPERNETWORKS = "hypernetworks"  # the folder of all of them
 REPORTS = "reports"
 FIGURES = "figures"
 READER = 1  # of frames: raised when the same file and settings would give other pictures
@@ -58,7 +56,7 @@ def targets_made(recipe: Recipe, *, weights: str) -> Made:
 
 def targets_set(recipe: Recipe, root: str, *, weights: str) -> Table:
     """The recipe's targets by these weights."""
-    return _table(root, "targets", _basename(recipe.teacher.model), targets_made(recipe, weights=weights))
+    return _table(root, "targets", vlm_label(recipe.teacher.model), targets_made(recipe, weights=weights))
 
 
 def begun_targets(recipe: Recipe, root: str) -> list[Table]:
@@ -93,7 +91,7 @@ def visual_tokens_made(recipe: Recipe, *, weights: str) -> Made:
 
 def visual_tokens_set(recipe: Recipe, root: str, *, weights: str) -> Table:
     """The recipe's visual tokens by these weights. Recipes that differ in their targets share them."""
-    return _table(root, "visual_tokens", _basename(recipe.vlm.model), visual_tokens_made(recipe, weights=weights))
+    return _table(root, "visual_tokens", vlm_label(recipe.vlm.model), visual_tokens_made(recipe, weights=weights))
 
 
 def begun_visual_tokens(recipe: Recipe, root: str) -> list[Table]:
@@ -105,37 +103,64 @@ def begun_visual_tokens(recipe: Recipe, root: str) -> list[Table]:
 
 
 def hypernetwork_made(recipe: Recipe, examples: Table) -> Made:
-    """What a hypernetwork depends on: all but how its training is run. Raises BadInputError if the examples are not complete."""
-    training = recipe.training.model_dump(mode="json", exclude=set(HOW))
-    return {
-        "stage": "train",
-        **recipe.section("vlm", "hypernetwork"),
-        "training": training,
-        "inputs": {"examples": examples.made_from()},
-    }
+    """What a hypernetwork depends on: all but how its training is run. Raises BadInputError if examples or start_from are not there."""
+    return {"stage": "train", **_trained_by(recipe), "inputs": {"examples": examples.made_from()}}
 
 
 def hypernetwork_output(recipe: Recipe, examples: Table) -> Output:
     """The folder that training writes, on these examples as they are now. Raises BadInputError if they are not complete."""
     made = hypernetwork_made(recipe, examples)
-    return Output(examples.root, f"{HYPERNETWORKS}/{_folder_name(_basename(recipe.vlm.model), made)}")
+    return Output(examples.root, f"{HYPERNETWORKS}/{_folder_name(vlm_label(recipe.vlm.model), made)}")
 
 
 def trained_hypernetwork(recipe: Recipe, root: str) -> Output:
-    """The recipe's hypernetwork where it is finished; of several, because examples were added since, the one finished last.
+    """The recipe's hypernetwork where it is finished: that of the examples there are now; where none is, the one finished last.
 
     Raises BadInputError where there is none.
     """
-    asked = recipe.section("vlm", "hypernetwork") | {"training": recipe.training.model_dump(mode="json", exclude=set(HOW))}
+    try:
+        of_now = hypernetwork_output(recipe, examples_set(recipe, made_targets(recipe, root)))
+        if of_now.is_complete():
+            return of_now
+    except BadInputError:  # examples are not there, or being made
+        pass
+    asked = _trained_by(recipe)
     examples = {examples_set(recipe, targets).set for targets in begun_targets(recipe, root)}
     found = []
     for output in hypernetworks_of(root):
         at, made = output.completed_at(), read_json(f"{output.folder}/made.json")
-        if at is not None and {name: made[name] for name in asked} == asked and made["inputs"]["examples"]["set"] in examples:
+        if at is not None and _without(made, "stage", "inputs") == asked and made["inputs"]["examples"]["set"] in examples:
             found.append((at, output))
     if not found:
         raise BadInputError(f"{root}/{HYPERNETWORKS}: none was trained by this recipe: run `video2lora train` first")
     return max(found, key=lambda one: one[0])[1]
+
+
+def evaluated_hypernetwork(recipe: Recipe, root: str) -> tuple[str, Made]:
+    """The folder of the one that `ours` answers by, and what it is: what the recipe trained, unless answer.hypernetwork names another.
+
+    Raises BadInputError where it is not there.
+    """
+    named = recipe.answer.hypernetwork
+    if named is None:
+        output = trained_hypernetwork(recipe, root)
+        return output.folder, output.made_from()
+    folder = address_of(named)
+    return folder, identity(folder, named_by="recipe: answer.hypernetwork")
+
+
+def _trained_by(recipe: Recipe) -> Made:
+    """The settings that make a hypernetwork. What it starts from counts by what it is and not by where it lies."""
+    made = recipe.section("vlm", "hypernetwork")
+    made["training"] = recipe.training.model_dump(mode="json", exclude={*HOW, "start_from"})
+    if recipe.training.start_from is not None:
+        started = identity(address_of(recipe.training.start_from), named_by="recipe: training.start_from")
+        made["start_from"] = {"weights_sha256": started["weights_sha256"]}
+    return made
+
+
+def _without(made: Made, *names: str) -> Made:
+    return {name: value for name, value in made.items() if name not in names}
 
 
 def made_output(root: str, folder: str, label: str, made: Made) -> Output:
@@ -154,33 +179,6 @@ def hypernetworks_of(root: str) -> list[Output]:
     return outputs_of(root, HYPERNETWORKS)
 
 
-def champion_folder(recipe: Recipe) -> str | None:
-    """Where the hypernetwork of the system `champion` lies, None where nobody asks for one; `tiny` is the one that ships.
-
-    Raises BadInputError where only one of answer.champion and answer.systems names it.
-    """
-    folder = recipe.answer.champion
-    if folder is None and "champion" in recipe.answer.systems:
-        raise BadInputError("recipe: answer.systems has champion, and answer.champion names no hypernetwork: set it to a folder, or `tiny`")
-    if folder is not None and "champion" not in recipe.answer.systems:
-        raise BadInputError(f"recipe: answer.champion: got {folder!r}, and answer.systems has no champion: add it there, or leave out both")
-    return str(resources.files("video2lora.tiny") / "hypernetwork") if folder == "tiny" else folder
-
-
-def champion_made(folder: str) -> Made:
-    """What names a hypernetwork wherever it lies: its config and its weights. Raises BadInputError where the folder holds none."""
-    config, weights = read_json(f"{folder.rstrip('/')}/config.json"), f"{folder.rstrip('/')}/hypernetwork.safetensors"
-    if not isinstance(config, dict) or "hypernetwork" not in config:
-        raise BadInputError(f"recipe: answer.champion: {folder} holds no hypernetwork (a config.json and hypernetwork.safetensors)")
-    digest = config.get("weights_sha256")  # as saved, and checked when they are loaded; absent in folders of before it was
-    if digest is None:
-        data = read_bytes(weights)
-        if data is None:
-            raise BadInputError(f"recipe: answer.champion: {weights} is not there")
-        digest = hashlib.sha256(data).hexdigest()
-    return {"hypernetwork": config["hypernetwork"], "weights_sha256": digest}
-
-
 def answers_made(recipe: Recipe, root: str) -> Made:
     """What a row of `answers` depends on beside question and system. Raises BadInputError where an input is not complete."""
     tables = {"videos": Table(root, "videos"), "questions": Table(root, "questions"), "frames": frames_set(recipe, root)}
@@ -188,10 +186,11 @@ def answers_made(recipe: Recipe, root: str) -> Made:
         tables["targets"] = made_targets(recipe, root)
     champion = champion_folder(recipe)
     inputs = {name: table.made_from() for name, table in tables.items()}
-    inputs["hypernetwork"] = trained_hypernetwork(recipe, root).made_from()
+    inputs["hypernetwork"] = evaluated_hypernetwork(recipe, root)[1]
     if champion is not None:
-        inputs["champion"] = champion_made(champion)
-    asked = recipe.section("vlm") | {"answer": recipe.answer.model_dump(mode="json", exclude={"champion"})}  # by what it is, not where
+        inputs["champion"] = identity(champion, named_by="recipe: answer.champion")
+    by_what_they_are = {"champion", "hypernetwork"}  # and not by where they lie
+    asked = recipe.section("vlm") | {"answer": recipe.answer.model_dump(mode="json", exclude=by_what_they_are)}
     return {"stage": "answer", **asked, "inputs": inputs}
 
 
@@ -208,7 +207,7 @@ def judgements_made(judge: JudgeModel, *, weights: str, rubrics: str) -> Made:
 
 def judgements_set(judge: JudgeModel, root: str, *, weights: str, rubrics: str) -> Table:
     """What this judge said by these rubrics, whichever recipe asked it."""
-    return _table(root, "judgements", _basename(judge.model), judgements_made(judge, weights=weights, rubrics=rubrics))
+    return _table(root, "judgements", vlm_label(judge.model), judgements_made(judge, weights=weights, rubrics=rubrics))
 
 
 def begun_judgements(judge: JudgeModel, root: str) -> list[Table]:
@@ -256,10 +255,6 @@ def _finished_last(tables: list[Table], missing: str) -> Table:
     if not found:
         raise BadInputError(missing)
     return max(found, key=lambda one: one[0])[1]
-
-
-def _basename(model: str) -> str:
-    return model.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _table(root: str, name: str, label: str, made: Made) -> Table:

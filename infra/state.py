@@ -9,7 +9,7 @@ and a file of {path, kind (rows or rejects), n_rows, sha256, n_bytes, place, key
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -24,7 +24,10 @@ LIVE = pa.schema([("key", pa.string()), ("path", pa.string()), ("kind", pa.strin
 
 @dataclass(frozen=True)
 class File:
-    """A file of rows or rejects as a commit describes it. `place` orders files that have an order."""
+    """A file of rows or rejects as a commit describes it. `place` orders files that have an order.
+
+    `reasons` are of its rejects, for who counts them when they are committed: the log does not keep them.
+    """
 
     path: str
     kind: str
@@ -33,10 +36,13 @@ class File:
     n_bytes: int
     place: int
     keys: tuple[str, ...]
+    reasons: tuple[str, ...] = field(default=(), compare=False)
 
     def described(self) -> dict[str, Any]:
         """As the log holds it."""
-        return {**self.__dict__, "keys": list(self.keys)}
+        described = {**self.__dict__, "keys": list(self.keys)}
+        del described["reasons"]
+        return described
 
 
 class State:

@@ -159,21 +159,32 @@ class Table:
         live = among(state.live(), pa.array(keys, pa.string()))
         return self._read_files(kind, spec, columns, state, live.filter(pc.equal(live["kind"], kind)))
 
+    def read_all(self, columns: Sequence[str]) -> pa.Table:
+        """All rows, also of keys that are wanted no longer."""
+        return self.read_keys(self.state().live()["key"].to_pylist(), columns)
+
     def read_file(self, file: File, columns: Sequence[str] | None = None) -> pa.Table:
-        """One file. Raises StorageError if it is gone or not the one that was committed.
+        """One file. Raises StorageError if it is gone, not the one that was committed, or from before a column.
 
         Of some columns on a disk no more is read than they are, so that ids do not cost pictures; then only the size is compared.
         """
         path, schema = f"{self.folder}/{file.path}", self.spec.schema if file.kind == ROWS else REJECTS.schema
-        if columns is not None and set(columns) != set(schema.names) and size_on_disk(path) == file.n_bytes:
-            return from_parquet_file(path, columns)
+        try:
+            if columns is not None and set(columns) != set(schema.names) and size_on_disk(path) == file.n_bytes:
+                return from_parquet_file(path, columns)
+            found = self._read_whole(path, file, columns or schema.names)
+        except KeyError as error:
+            why = f"{path} was written before a column that is read now ({error})"
+            raise StorageError(f"{self.folder}: {why}: run the stage that makes it again") from error
+        return found.cast(pa.schema([schema.field(name) for name in found.schema.names]))
+
+    def _read_whole(self, path: str, file: File, columns: Sequence[str]) -> pa.Table:
         data = read_bytes(path)
         if data is None or hashlib.sha256(data).hexdigest() != file.sha256:
             raise StorageError(
                 f"{path} is {'gone' if data is None else 'not the file that was committed'}: `video2lora verify --repair` has it made again"
             )
-        found = from_parquet(data, columns or schema.names)
-        return found.cast(pa.schema([schema.field(name) for name in found.schema.names]))
+        return from_parquet(data, columns)
 
     def _read(self, kind: str, spec: TableSpec, columns: Sequence[str] | None) -> pa.Table:
         state, counted = self._now_counted()

@@ -1,5 +1,6 @@
 """An adapter on disk -> one that answers: with the static part that its hypernetwork keeps, and the VLM it was made for."""
 
+import gc
 import os
 from importlib import resources
 from pathlib import Path
@@ -35,6 +36,13 @@ def whole(folder: Path, *, hypernetwork: str | None = None) -> api.Adapter:
             f"{folder} was stored without the static adapter, and its hypernetwork is not at {name!r}: say where with --hypernetwork"
         )
     return with_static(adapter, load_hypernetwork(place).static_lora(), hypernetwork_digest=hypernetwork_hash(place))
+
+
+def release_memory(device: str) -> None:
+    """Give back what models that are gone have held of a GPU, for another process to have."""
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def vlm_of(adapter: api.Adapter, *, model: str | None, revision: str | None, device: str, dtype: str | None) -> FrozenVLM:

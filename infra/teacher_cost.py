@@ -1,6 +1,7 @@
 """Prompts that are pending -> tokens to write and read, and hours on how many engines, at the rate last measured here.
 
 Tokens per prompt are the mean of this set's rows, or of what was measured with these weights, or the recipe's limit: which it was is said.
+Engines are those that will start, as far as it is known what there is room for (`infra.resources`), and an endpoint's GPUs are not ours.
 The rate is one engine's, of the newest run of any set with the same weights that wrote something (see teacher/measures.py); without one,
 hours are not guessed.
 """
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from infra.config import Recipe, Where
+from infra.resources import engines_for, expected_room, gpus_per_engine
 from infra.sets import sets_of
 from infra.stage import Order
 from infra.state import ROWS
@@ -25,7 +27,7 @@ def teacher_cost(order: Order, recipe: Recipe, where: Where, *, n_prompts: int) 
     """Raises StorageError."""
     measured = last_measured(where.data, order.made["weights"])
     per_target, how = _tokens_per_target(order.table, measured, recipe)
-    n_engines = where.teacher_replicas or 1
+    n_engines = engines_for(n_prompts, where, room=expected_room(where))
     facts: Facts = {
         "weights": order.made["weights"],
         "n_prompts": n_prompts,
@@ -33,7 +35,7 @@ def teacher_cost(order: Order, recipe: Recipe, where: Where, *, n_prompts: int) 
         "output_tokens_from": how,
         "input_tokens": None,
         "n_engines": n_engines,
-        "n_gpus": n_engines * where.teacher_gpus,
+        "n_gpus": n_engines * gpus_per_engine(recipe.teacher.served_by, where),
         "measured": measured,
         "hours": 0.0 if not n_prompts else None,
     }

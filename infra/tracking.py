@@ -8,7 +8,8 @@ it happened at, and sent once when it is back: tried again every half minute wit
 the recipe, for what is left lies in storage (`infra.outbox`). A process that is killed while tracking is away loses what it logged within
 that half minute; one that is killed between sending what was kept and saying so sends it again, which `infra.mlflow_run` makes harmless.
 
-Every failure of MLflow, of whatever kind, ends in a line. Credentials never pass through here into a message, a file or a tag.
+Every failure of MLflow, of whatever kind, ends in a line; what tells this process to end goes through. Credentials never pass through here
+into a message, a file or a tag.
 """
 
 import atexit
@@ -17,15 +18,17 @@ import hashlib
 import json
 import logging
 import os
+import re
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+from infra import metrics
 from infra.config import HOW, Recipe, Where
-from infra.errors import StorageError
+from infra.errors import CommandError, StorageError, command_error
 from infra.lineage import Tags, code_tags, table_tags
-from infra.mlflow_run import how, now_ms, opened, send
+from infra.mlflow_run import how, now_ms, opened, registered_name, send
 from infra.objects import read_bytes, size_on_disk
 from infra.outbox import Item, Outbox
 from infra.progress import say
@@ -42,6 +45,7 @@ ENVIRONMENT = {
 RETRY_S = 30.0  # between two tries while tracking is away
 WAIT_SHARE = 10  # and so many times what a failed one took, that the caller waits a tenth of the time at most
 AT_THE_END_S = 5.0  # what failed so short a time ago is not tried once more when the run is closed
+LOGICAL_RUN = "video2lora.logical_run"  # the tag that names the run of `infra.runs` which it was made in
 KEPT_BYTES = 1 << 20  # of a file that is kept by its content; a larger one by its address
 
 Metric = tuple[str, float, int]
@@ -52,7 +56,7 @@ Point = tuple[str, float, int, int]
 
 
 class Run:
-    """An MLflow run, open for this process; for one thread at a time. Nothing it does raises, and what cannot be sent is kept."""
+    """An MLflow run, open for this process; for one thread at a time. What cannot be sent is kept. Raises TerminatedError alone."""
 
     def __init__(self, where: Where, recipe: Recipe, *, uri: str, made_from: dict[str, Any] | None) -> None:
         """Raises StorageError."""
@@ -67,6 +71,8 @@ class Run:
         self.is_away, self.tried_s, self.wait_s = False, 0.0, 0.0
         running = {"kind": "status", "status": "RUNNING", "at_ms": self.began_ms}
         tags = [] if made_from is None else [{"kind": "tags", "tags": {**code_tags(), **how(recipe), **self.lineage}}]
+        if where.run is not None:
+            tags.append({"kind": "tags", "tags": {LOGICAL_RUN: where.run}})
         self._log(running, *tags)
         atexit.register(self.close)
 
@@ -98,7 +104,7 @@ class Run:
 
         Tags tell what it is (the hash of its weights): a version of this run that has them all is not made again.
         """
-        name = f"video2lora-{self.recipe.vlm.model.rstrip('/').rsplit('/', 1)[-1]}"
+        name = registered_name(self.recipe.vlm.model)
         self._log({"kind": "model", "name": name, "folder": folder, "tags": {**self.lineage, **tags}})
 
     def end(self) -> None:
@@ -122,19 +128,23 @@ class Run:
         if self.is_away and time.monotonic() < self.tried_s + wait_s:
             return
         late = list(self.pending) if self.is_away or self.stored else []
-        started_s = time.monotonic()
+        started_s, underway = time.monotonic(), sys.exception()
         try:
             self._send_all()
         except Exception as error:  # whatever MLflow, its database driver or the network raise: see the module's docstring
+            if (ours := ended_by(error, underway)) is not None:
+                raise ours from None
             self.client = None  # the next try looks for the run again: it may be another server's database by then
             self.tried_s = time.monotonic()
             self.wait_s = max(RETRY_S, WAIT_SHARE * (self.tried_s - started_s))
             if not self.is_away:
                 say(f"tracking: {public(self.uri)} is away ({type(error).__name__}); going on without it")
             self.is_away = True
+            metrics.TRACKING_AWAY.set(1)
             self._keep()
             return
         self.is_away = False
+        metrics.TRACKING_AWAY.set(0)
         if late:
             say(f"tracking: {public(self.uri)} is back; {_counted([item for _, item in late])} sent")
         self._settle()
@@ -216,12 +226,24 @@ def tracking_uri(where: Where) -> str | None:
     return None if "://" in where.data else f"sqlite:///{os.path.abspath(where.data)}/mlflow.db"
 
 
+def ended_by(error: Exception, underway: BaseException | None) -> CommandError | None:
+    """What told this process to end while MLflow was at work, which takes it for a failure of its own; None where that is not behind it.
+
+    `underway` was on its way before.
+    """
+    found = command_error(error)
+    return None if found is command_error(underway) else found
+
+
 def public(uri: str) -> str:
-    """An address without user, password and query."""
-    if "://" not in uri:
+    """An address without user, password and query. A database's password may hold a / as well, so it ends at the last @."""
+    scheme, sign, rest = uri.partition("://")
+    if not sign:
         return uri
-    parts = urlsplit(uri)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    before, _, shown = rest.rpartition("@") if not rest.startswith("/") else ("", "", rest)  # of a file, its path may have an @
+    if re.search("[?#]", before):
+        return f"{scheme}://..."  # of a password or of a query: who can tell
+    return f"{scheme}://{re.split('[?#]', shown)[0]}"
 
 
 def _folder(where: Where, recipe: Recipe) -> str:

@@ -74,7 +74,7 @@ def _verdict(root: str, made_from: dict[str, Any], video_id: str) -> tuple[Verdi
         table, asked_for = Table(root, "examples", examples["set"]), examples["rows"]
     except (KeyError, TypeError):
         return "cannot tell", "it does not name its examples"
-    found = _closed_on(list(table.log.read()), asked_for)
+    found = closed_on(table, asked_for)
     if found is None:
         return "cannot tell", f"the log of {table.folder} knows of no examples with digest {asked_for}"
     try:
@@ -90,8 +90,12 @@ def _verdict(root: str, made_from: dict[str, Any], video_id: str) -> tuple[Verdi
     return "trained on it", f"among the {len(keys)} examples" + (f", split {split}" if split else "; their split is not known any more")
 
 
-def _closed_on(entries: list[Entry], rows: str) -> tuple[list[Entry], Entry] | None:
-    """The log up to where books were closed on rows of this digest, the last time, and the entry that closed them."""
+def closed_on(table: Table, rows: str) -> tuple[list[Entry], Entry] | None:
+    """The log up to where books were closed on rows of this digest, the last time, and the entry that closed them; None where it never was.
+
+    Raises StorageError.
+    """
+    entries = list(table.log.read())
     for number in range(len(entries) - 1, -1, -1):
         if entries[number]["kind"] == "complete" and entries[number]["rows"] == rows:
             return entries[: number + 1], entries[number]

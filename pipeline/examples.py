@@ -166,12 +166,12 @@ def _write(frames: Table, lookup: pa.Table, attempt: Attempt, *, where: Where, r
     """Shards of the same videos in the same order, whatever was committed before them."""
     import ray.data  # here, so that a run with nothing to do starts in a second
 
-    from infra.cluster import cluster
+    from infra.cluster import cluster, nodes
     from infra.flow import arriving
 
     with cluster(where), failing(STAGE), counting(STAGE, "videos", len(lookup)) as counter:
-        if ray.cluster_resources().get("CPU", 0.0) < 1:
-            raise StageFailedError("examples: the Ray cluster has less than 1 CPU")
+        if not any(node.get("CPU", 0.0) >= 1 for node in nodes(where)):
+            raise StageFailedError("examples: no node of the Ray cluster has 1 CPU")
         shards = frames.shards_of(lookup["video_id"].to_pylist())
         ds = build(ray.data.from_blocks(lookup_by_shard(shards, lookup)))
         writer = attempt.writer()

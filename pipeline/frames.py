@@ -21,6 +21,7 @@ from infra.attempt import Attempt, ShardWriter, reject
 from infra.config import FramesSettings, Recipe, Where, load_recipe, load_where
 from infra.errors import StageFailedError
 from infra.progress import counting, say
+from infra.resources import CPUS_PER_DECODER
 from infra.sets import frames_made, frames_set
 from infra.stage import Order, failing, summary
 from infra.state import among
@@ -39,7 +40,6 @@ STAGE = "frames"
 VIDEOS_PER_BLOCK = 64  # at most; also what a killed run decodes again at most, per decoder
 NOT_OF_THE_VIDEO = (RejectReason.MISSING, RejectReason.UNREADABLE)  # but of its address: it may have moved
 BLOCKS_PER_DECODER = 8  # at least, so that the last decoder is not long alone
-CPUS_PER_DECODER = 0.9  # of a core each; a rest stays free for Ray Data's own tasks, which actors would otherwise lock out
 
 
 def frames_row(video_id: str, frames: Frames, settings: FramesSettings) -> dict[str, Any]:
@@ -146,11 +146,11 @@ def main() -> None:
 def _decode(videos: pa.Table, attempt: Attempt, settings: FramesSettings, where: Where) -> None:
     import ray.data  # here, so that a run with nothing to do starts in a second
 
-    from infra.cluster import cluster
+    from infra.cluster import cluster, nodes
     from infra.flow import commit_as_it_comes
 
     with cluster(where), failing(STAGE), counting(STAGE, "clips", len(videos)) as counter:
-        n_decoders = decoders_that_fit(ray.cluster_resources().get("CPU", 0.0))
+        n_decoders = decoders_that_fit(sum(node.get("CPU", 0.0) for node in nodes(where)))
         n_rows = min(VIDEOS_PER_BLOCK, math.ceil(len(videos) / (n_decoders * BLOCKS_PER_DECODER)))
         blocks = [videos.slice(start, n_rows) for start in range(0, len(videos), n_rows)]
         ds = build(ray.data.from_blocks(blocks), settings, attempt.writer(), n_decoders=min(n_decoders, len(blocks)))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from infra import s3
 from infra.artifacts import FILES
 from infra.attempt import Row, reject
+from infra.errors import CommandError
 from infra.progress import counting
 from infra.stage import Order
 from infra.storage import Table
@@ -143,7 +144,10 @@ def _version(uri: str) -> Version | VideoDecodeError:
 
 
 def _listed(folder: str, uris: list[str]) -> dict[str, Version | VideoDecodeError]:
-    there = s3.described_below(folder)
+    try:
+        there = s3.described_below(folder)
+    except CommandError:  # no such bucket, no right to list it, no name of one: each file then tells for itself
+        return {}
     found: dict[str, Version | VideoDecodeError] = {}
     for uri in uris:
         if uri in there:

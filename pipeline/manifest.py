@@ -12,7 +12,6 @@ content is another video, and the one it held before leaves the flow as `superse
 in a SOURCE stays (`video2lora forget` removes). No Ray: hashing waits for the disk and probing for a child process, so threads do.
 """
 
-import hashlib
 import os
 import sys
 from collections import Counter
@@ -26,6 +25,7 @@ from typing import Any
 from infra.artifacts import VIDEOS
 from infra.attempt import Attempt, Row, reject
 from infra.config import Recipe, SceneSettings, Where, load_recipe, load_where
+from infra.contents import Span, video_id
 from infra.digests import digest, short_hash
 from infra.of_video import FORGOTTEN
 from infra.progress import counting, say
@@ -34,9 +34,9 @@ from infra.storage import Table
 from pipeline.known_files import Version, contents, known_contents, versions
 from pipeline.questions import write_questions
 from pipeline.scenes import SourceVideo, spans_of
-from pipeline.source_rows import STAGE, Span, VideoRow, parse_video
+from pipeline.source_rows import STAGE, VideoRow, parse_video
 from pipeline.sources import S3, VIDEO_SUFFIXES, Source, SourceRow, beside, read_jsonl, read_source
-from video2lora.video import VideoDecodeError, probe, short_id
+from video2lora.video import VideoDecodeError, probe
 
 VIDEOS_PER_COMMIT = 4096
 
@@ -96,18 +96,12 @@ class Change:
     durations_s: Mapping[str, float | None]  # of videos that were probed before
 
 
-def video_id(content: str, span: Span) -> str:
-    """From the hash of the content, and the span where there is one."""
-    text = content if span == (None, None) else hashlib.sha256(f"{content} {span[0]} {span[1]}".encode()).hexdigest()
-    return short_id(text)
-
-
 def examine(source: Source, root: str, scenes: SceneSettings | None = None) -> Examined:
     """Parse, hash and tell apart all rows, in order. The first of several with the same content and span stays.
 
     Where scenes are asked for, spans stand in place of the videos whose row names none.
     """
-    parsed = [(row, parse_video(row, source.folder)) for row in source.rows]
+    parsed = [(row, parse_video(row, source.roots)) for row in source.rows]
     found = contents(root, versions(_addresses(parsed)))
     examined = Examined(source.address, [], [], {}, {})
     first: dict[str, Named] = {}
@@ -138,17 +132,21 @@ def _cut(examined: Examined, settings: SceneSettings, root: str) -> Examined:
     videos = [one for one in examined.videos if one.key not in whole]
     ids = {(uri, span): name for (uri, span), name in examined.ids.items() if span != (None, None)}
     for span in spans:
-        times = span["start_s"], span["end_s"]
+        times = span["start_s"] or None, span["end_s"]  # as a row's: from the beginning on
         row = whole[span["key"]].row.model_copy(update={"start_s": times[0], "end_s": times[1]})
         name = ids[row.uri, times] = video_id(span["content"], times)
         videos.append(Named(span["key"], name, row, span["span_kind"]))
-    return replace(examined, videos=list({one.video_id: one for one in videos}.values()), rejects=[*examined.rejects, *rejects], ids=ids)
+    unique: dict[str, Named] = {}
+    for one in videos:  # a span that a row names stays that row's, with its split
+        unique.setdefault(one.video_id, one)
+    ids |= {named: name for named, name in examined.ids.items() if name in unique}  # copies of what stayed whole
+    return replace(examined, videos=list(unique.values()), rejects=[*examined.rejects, *rejects], ids=ids)
 
 
 def survey(source: str, recipe: Recipe, where: Where) -> Survey:
     """What a run would find, without reading a file. The recipe has no say. Raises BadInputError, StorageError."""
-    read = read_source(source)
-    parsed = [(row, parse_video(row, read.folder)) for row in read.rows]
+    read = read_source(source, where.roots)
+    parsed = [(row, parse_video(row, read.roots)) for row in read.rows]
     known = known_contents(Table(where.data, "files"))
     addresses = {key.rsplit("/", 1)[0] for key in known}
     counts: Counter[str] = Counter(bad=sum(isinstance(one, dict) for _, one in parsed))
@@ -194,8 +192,8 @@ def changes(examined: Examined, videos: Table) -> Change:
 def run(source: str, recipe: Recipe, where: Where, *, questions: str | None = None) -> str:
     """`questions` is a JSONL file. Raises BadInputError, StorageError, SupersededError."""
     address = questions or beside(source, "questions.jsonl")
-    asked = read_jsonl(address) if address else None
-    examined = examine(read_source(source), where.data, recipe.scenes)
+    asked = read_jsonl(address, where.roots) if address else None
+    examined = examine(read_source(source, where.roots), where.data, recipe.scenes)
     videos = Table(where.data, "videos")
     if videos.finished(examined.asked()):
         say(f"manifest: {videos.folder} has all of {examined.address}, nothing to do")

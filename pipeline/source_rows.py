@@ -2,14 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from infra.attempt import Row, reject
-from pipeline.sources import SourceRow, resolve
+from infra.contents import Span
+from pipeline.roots import Roots
+from pipeline.sources import SourceRow
 
 STAGE = "manifest"
-
-Span = tuple[float | None, float | None]
 
 
 class _Row(BaseModel):
@@ -20,6 +20,11 @@ class _Row(BaseModel):
     start_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     end_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     uri: str
+
+    @field_validator("start_s")
+    @classmethod
+    def _from_the_beginning(cls, start_s: float | None) -> float | None:
+        return start_s or None  # 0 says no more than nothing does, and another span would be another video
 
     @model_validator(mode="after")
     def _lasts(self) -> "_Row":
@@ -46,7 +51,7 @@ class QuestionRow(_Row):
     told_apart_by: str = ""  # where a benchmark asks the same of the same video twice, with other references
 
 
-def parse_video(row: SourceRow, folder: str) -> VideoRow | Row:
+def parse_video(row: SourceRow, roots: Roots) -> VideoRow | Row:
     """The row with its address in full, or its reject."""
     if not row.problem and row.path in (None, ""):
         return reject(STAGE, row.key, "no_path", "no uri in it")
@@ -55,19 +60,19 @@ def parse_video(row: SourceRow, folder: str) -> VideoRow | Row:
         if row.problem:
             raise ValueError(row.problem)
         parsed = VideoRow.model_validate(fields)
-        return parsed.model_copy(update={"uri": resolve(parsed.uri, folder)})
+        return parsed.model_copy(update={"uri": roots.resolve(parsed.uri)})
     except ValueError as error:
         return reject(STAGE, row.key, "bad_row", _why(error))
 
 
-def parse_question(row: SourceRow, folder: str, *, benchmark: str) -> QuestionRow | Row:
+def parse_question(row: SourceRow, roots: Roots, *, benchmark: str) -> QuestionRow | Row:
     """The row with its video's address in full, or its reject. `benchmark` is the name for rows that have none."""
     fields = {"benchmark": benchmark} | _fields(row)
     try:
         if row.problem:
             raise ValueError(row.problem)
         parsed = QuestionRow.model_validate(fields)
-        return parsed.model_copy(update={"uri": resolve(parsed.uri, folder)})
+        return parsed.model_copy(update={"uri": roots.resolve(parsed.uri)})
     except ValueError as error:
         return reject(STAGE, row.key, "bad_row", _why(error))
 

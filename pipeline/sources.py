@@ -1,9 +1,7 @@
 """An address -> its bytes; a SOURCE (folder, JSONL, Parquet) -> its rows as they were written.
 
-Addresses are local paths or s3:// and nothing else: a manifest may come from a stranger, and fsspec would fetch any web
-address and unpack any archive that it names. A relative path in a manifest counts from the manifest's folder and stays in
-it. Reading a SOURCE fails as a whole (BadInputError) only where there is nothing to go on with; a single line that cannot
-be read becomes a row with a problem, which its stage rejects.
+What the rows may name: pipeline/roots.py. Reading a SOURCE fails as a whole (BadInputError) only where there is nothing to go on with; a
+single line that cannot be read becomes a row with a problem, which its stage rejects.
 """
 
 import json
@@ -13,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from infra import s3
 from infra.errors import BadInputError
 from infra.parquet import from_parquet
 from infra.s3 import S3
+from pipeline.roots import Roots
 from video2lora.video import RejectReason, VideoDecodeError, content_id
 
 VIDEO_SUFFIXES = (
@@ -47,24 +47,35 @@ class SourceRow:
 
 @dataclass(frozen=True)
 class Source:
-    """What a SOURCE holds: its rows, and the folder that their relative paths count from. All keys begin with the address."""
+    """What a SOURCE holds: its rows, and the folder that their relative paths count from. All keys begin with the address.
+
+    `allowed` is VIDEO2LORA_ROOTS: folders and addresses with commas between them. None of them is empty, which would be the folder that
+    somebody happens to be in; where nothing is left, nothing but the SOURCE's own folder may be named.
+    """
 
     address: str
     folder: str
     rows: list[SourceRow]
+    allowed: str | None = None
+
+    @cached_property
+    def roots(self) -> Roots:
+        """Where the files that its rows name may lie."""
+        parts = None if self.allowed is None else [part.strip() for part in self.allowed.split(",")]
+        return Roots(self.folder, None if parts is None else [part for part in parts if part])
 
 
-def read_source(source: str) -> Source:
+def read_source(source: str, allowed: str | None = None) -> Source:
     """Raises BadInputError for a SOURCE that is missing, unreadable, empty, of another kind; StorageError if out of reach."""
     address = _absolute(source)
     data = _content(source, address)
     if data is None:
         with _reading(source):
-            return Source(address, address, _rows_of_folder(address))
+            return Source(address, address, _rows_of_folder(address, Source(address, address, [], allowed).roots), allowed)
     rows = _rows_of_parquet(address, data) if data[:4] == b"PAR1" else _rows_of_jsonl(address, data)
     if not any(name in row.fields for row in rows for name in PATH_COLUMNS):
         raise BadInputError(f"{source}: no row has a path; expected a column {', '.join(PATH_COLUMNS)}")
-    return Source(address, posixpath.dirname(address), rows)
+    return Source(address, posixpath.dirname(address), rows, allowed)
 
 
 def beside(source: str, name: str) -> str | None:
@@ -73,23 +84,6 @@ def beside(source: str, name: str) -> str | None:
     path = f"{posixpath.dirname(address)}/{name}"
     with _reading(source):
         return path if path != address and _is_file(address) and _is_file(path) else None
-
-
-def resolve(path: str, folder: str) -> str:
-    """The address a row means. Raises ValueError for what is neither path nor s3:// address, or leads out of the folder."""
-    if "\0" in path:
-        raise ValueError(f"{path!r} is no path")
-    if path.startswith(S3):
-        return path
-    path = path.removeprefix("file://")
-    if "://" in path:
-        raise ValueError(f"{path!r}: expected a path or an {S3} address")
-    inner = posixpath.normpath(path)
-    if posixpath.isabs(inner):
-        return inner
-    if inner.split("/")[0] == "..":
-        raise ValueError(f"{path!r} leads out of the folder {folder}")
-    return f"{folder}/{inner}"
 
 
 def content_hash(uri: str) -> str:
@@ -135,15 +129,19 @@ def _local_hash(path: str) -> str:
         raise VideoDecodeError(RejectReason.UNREADABLE, str(error)) from error
 
 
-def _rows_of_folder(folder: str) -> list[SourceRow]:
-    """Every video file in it, however deep; hidden ones (and macOS's ._copies) are none."""
-    paths = [path.removeprefix(f"{folder}/") for path in s3.described_below(folder)] if folder.startswith(S3) else _local_files(folder)
+def _rows_of_folder(folder: str, roots: Roots) -> list[SourceRow]:
+    """Every video file in it, however deep; hidden ones (and macOS's ._copies) are none. A linked folder outside the roots is a row."""
+    closed: dict[str, str] = {}
+    if folder.startswith(S3):
+        paths = [path.removeprefix(f"{folder}/") for path in s3.described_below(folder)]
+    else:
+        paths, closed = _local_files(folder, roots)
     if folder.startswith(S3) and not paths:
         raise BadInputError(f"{folder}: no such file or folder")
     names = sorted(name for name in paths if name.lower().endswith(VIDEO_SUFFIXES) and not posixpath.basename(name).startswith("."))
-    if not names:
+    if not names and not closed:
         raise BadInputError(f"{folder}: no video file in it, expected files ending in {' '.join(VIDEO_SUFFIXES)}")
-    return [_named(folder, name) for name in names]
+    return [_named(folder, name) for name in names] + [SourceRow(f"{folder}/{name}", {}, problem=why) for name, why in closed.items()]
 
 
 def _named(folder: str, name: str) -> SourceRow:
@@ -155,12 +153,28 @@ def _named(folder: str, name: str) -> SourceRow:
     return SourceRow(f"{folder}/{name}", {"uri": f"./{name}"})  # ./ since a file may be called "s3:"
 
 
-def _local_files(folder: str) -> list[str]:
+def _local_files(folder: str, roots: Roots) -> tuple[list[str], dict[str, str]]:
+    """Relative paths of files; and of linked folders that lead out of the roots, with why. The others are followed, each once."""
+
     def stop(error: OSError) -> None:
         raise error
 
-    found = os.walk(folder, onerror=stop)
-    return [os.path.relpath(os.path.join(place, name), folder) for place, _, names in found for name in names]
+    found, followed, closed = [], {os.path.realpath(folder)}, {}
+    for place, folders, names in os.walk(folder, onerror=stop, followlinks=True):
+        found += [os.path.relpath(os.path.join(place, name), folder) for name in names]
+        for name in [one for one in folders if os.path.islink(os.path.join(place, one))]:
+            path = os.path.relpath(os.path.join(place, name), folder)
+            real = os.path.realpath(os.path.join(place, name))
+            if real in followed or f"{os.path.realpath(place)}/".startswith(f"{real.rstrip('/')}/"):
+                folders.remove(name)  # there already, or a loop
+                continue
+            try:
+                roots.resolve(f"./{path}/any")  # what lies in it; nobody looks into a folder that a stranger's link names
+                followed.add(real)
+            except ValueError as error:
+                closed[path.encode(errors="backslashreplace").decode()] = str(error)
+                folders.remove(name)
+    return found, closed
 
 
 def _rows_of_jsonl(source: str, data: bytes) -> list[SourceRow]:
@@ -197,16 +211,21 @@ def _rows_of_parquet(source: str, data: bytes) -> list[SourceRow]:
     return [SourceRow(f"{source}:{number}", fields) for number, fields in enumerate(found, 1)]
 
 
-def read_jsonl(path: str) -> Source:
+def read_jsonl(path: str, allowed: str | None = None) -> Source:
     """A JSONL file of anything. Raises BadInputError, StorageError."""
     address = _absolute(path)
     data = _content(path, address)
     if data is None:
         raise BadInputError(f"{path}: no such file")
-    return Source(address, posixpath.dirname(address), _rows_of_jsonl(address, data))
+    return Source(address, posixpath.dirname(address), _rows_of_jsonl(address, data), allowed)
 
 
 def _absolute(path: str) -> str:
+    """Raises BadInputError for a name that no table could hold."""
+    try:
+        os.path.abspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise BadInputError(f"{path!r}: its path is not UTF-8: rename the folder or file") from error
     return path.rstrip("/") if path.startswith(S3) else os.path.abspath(path)
 
 

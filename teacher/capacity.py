@@ -1,15 +1,13 @@
 """Whether a run fits: the frames into the model's context, the engines into the cluster. Asked before anything starts."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from infra.config import Where
 from infra.errors import BadInputError, StageFailedError
 from infra.progress import say
+from infra.resources import engine_room, engines_for
 from teacher.lasting import Plan
 from teacher.models import max_model_len
-
-PROMPTS_PER_ENGINE = 3000  # below this, one more engine takes longer to start than it saves (measured on a CPU)
 
 
 def check_room(plan: Plan) -> None:
@@ -33,13 +31,17 @@ def check_room(plan: Plan) -> None:
         )
 
 
-def engine_count(n_prompts: int, resources: Mapping[str, float], where: Where, *, stage: str = "targets") -> int:
-    """How many engines to start. Raises StageFailedError where the cluster has no room for one, or for as many as are asked for."""
-    wanted = {"CPU": where.teacher_cpus, "GPU": where.teacher_gpus}
-    fit = min((int(resources.get(name, 0.0) / n) for name, n in wanted.items() if n > 0), default=1)
-    if fit < (where.teacher_replicas or 1):  # Ray would wait for ever
+def engine_count(n_prompts: int, nodes: Sequence[Mapping[str, float]], where: Where, *, stage: str = "targets") -> int:
+    """How many engines to start; `nodes` are the resources of each.
+
+    Raises StageFailedError where the cluster has no room for one, or for as many as are asked for.
+    """
+    room = engine_room(nodes, where)
+    if room < (where.teacher_replicas or 1):  # Ray would wait for ever
+        engine = f"{where.teacher_cpus:g} CPUs and {where.teacher_gpus:g} GPUs on one node"
+        there = ", ".join(f"{node.get('CPU', 0.0):g} CPUs and {node.get('GPU', 0.0):g} GPUs" for node in nodes)
         raise StageFailedError(
-            f"{stage}: an engine asks for {wanted}, {where.teacher_replicas or 1} are to start and the Ray cluster has {dict(resources)}; "
-            "see VIDEO2LORA_TEACHER_*"
+            f"{stage}: {where.teacher_replicas or 1} engines of {engine} are to start, and there is room for {room} in the Ray"
+            f" cluster ({there}); see VIDEO2LORA_TEACHER_*"
         )
-    return where.teacher_replicas or min(math.ceil(n_prompts / PROMPTS_PER_ENGINE), fit)
+    return engines_for(n_prompts, where, room=room)

@@ -86,6 +86,7 @@ class EngineOptions:
     """Where and how engines run: what of the environment concerns one of them."""
 
     gpu: bool = False
+    gpu_share: float = 1.0  # of one GPU's memory
     process: bool = False  # vLLM in a process of its own
     tensor_parallel: int = 1
     n_threads: int = 1  # on a CPU
@@ -119,6 +120,7 @@ def engine_options(where: Where) -> EngineOptions:
     process = where.teacher_engine_process if where.teacher_engine_process is not None else gpu
     return EngineOptions(
         gpu=gpu,
+        gpu_share=min(1.0, where.teacher_gpus) if gpu else 1.0,
         process=process or tensor_parallel > 1,
         tensor_parallel=tensor_parallel,
         n_threads=max(1, round(where.teacher_cpus)),

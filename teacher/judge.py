@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from infra import metrics
 from infra.attempt import Attempt, ShardWriter
 from infra.config import Recipe, Where, load_recipe, load_where
 from infra.errors import BadInputError
@@ -79,7 +80,7 @@ def build(ds: "ray.data.Dataset", plan: Plan, writer: ShardWriter, *, n_tries: i
     return ds.map_batches(
         JudgeAnswers,
         fn_constructor_args=(plan, writer, n_tries),
-        batch_size=None,
+        batch_size=PER_BLOCK,  # a block; with GPUs Ray Data asks for a number
         batch_format="pyarrow",
         num_cpus=where.teacher_cpus,
         num_gpus=where.teacher_gpus,
@@ -158,17 +159,18 @@ def _mark(judge: OneJudge, attempt: Attempt, blocks: list[list[Judged]], *, n_tr
     n = sum(map(len, blocks))
     if judge.plan.settings.served_by == "endpoint":
         return _mark_here(judge, attempt, blocks, n_tries=n_tries)
-    import ray  # here, so that a run with nothing to do starts in a second
+    import ray.data  # here, so that a run with nothing to do starts in a second
 
-    from infra.cluster import cluster
+    from infra.cluster import cluster, nodes
     from infra.flow import commit_as_it_comes
 
     with cluster(where), failing(STAGE), counting(judge.name, "answers", n) as counter:
-        n_engines = engine_count(n, ray.cluster_resources(), where, stage=STAGE)
+        n_engines = engine_count(n, nodes(where), where, stage=STAGE)
+        metrics.ENGINES.set(n_engines, stage=STAGE)
         say(f"{judge.name}: {n} answers; starting {n_engines} vLLM engine(s) with {judge.plan.teacher}")
         tables = [pa.Table.from_pylist([row_of(one) for one in block], schema=ASKED) for block in blocks]
         ds = build(ray.data.from_blocks(tables), judge.plan, attempt.writer(), n_tries=n_tries, where=where, n_engines=n_engines)
-        return commit_as_it_comes(ds, attempt, counter, stall_s=where.stall_s)
+        return {**commit_as_it_comes(ds, attempt, counter, stall_s=where.stall_s), "n_engines": n_engines}
 
 
 def _mark_here(judge: OneJudge, attempt: Attempt, blocks: list[list[Judged]], *, n_tries: int) -> dict[str, float]:

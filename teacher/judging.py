@@ -5,6 +5,7 @@ calls block by block, and works as well in a plain loop. A reply that is not wha
 what was wrong with it: at temperature 0 the same words would get the same reply.
 """
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,6 @@ from teacher.measures import Measures
 from teacher.prompts import Prompt
 
 STAGE = "judge"
-MOST_SHOWN = 200  # characters of a reply in a reject
 
 Row = dict[str, Any]
 
@@ -75,8 +75,7 @@ class Case:
         """Where there is none."""
         if self.refused is not None:
             return reject(STAGE, self.judged.judgement_id, self.refused.reason, self.refused.detail)
-        shown = " ".join(self.replies[-1].split())[:MOST_SHOWN]
-        detail = f"{self.problem} (last of {len(self.replies)} replies): {shown}"
+        detail = f"{self.problem}; its {len(self.replies)} replies: {json.dumps(self.replies, ensure_ascii=False)}"
         return reject(STAGE, self.judged.judgement_id, "judge_error", detail)
 
 

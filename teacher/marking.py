@@ -126,5 +126,9 @@ def _without(value: Any, names: tuple[str, ...]) -> Any:
 @cache
 def _templates() -> Environment:
     return Environment(
-        loader=PackageLoader("teacher", "rubrics"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+        loader=PackageLoader("teacher", "rubrics"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # noqa: S701  a prompt is no page
     )

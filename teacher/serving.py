@@ -195,7 +195,7 @@ class Served:
             hf_overrides=class_override(model),
             enable_lora=True,
             max_lora_rank=max_lora_rank,
-            **({} if asked.gpu else cpu_settings(model, settings)),
+            **({"gpu_memory_utilization": 0.5} if asked.gpu else cpu_settings(model, settings)),
         )
         self.end_id = vlm.tokenizer.convert_tokens_to_ids(vlm.family.end_token)
         self.sampling = SamplingParams(

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from infra import metrics
 from infra.artifacts import QUESTIONS
 from infra.attempt import Attempt, ShardWriter
 from infra.config import Recipe, Where, load_recipe, load_where
 from infra.progress import counting, say
+from infra.resources import gpus_per_engine
 from infra.sets import frames_set, targets_made, targets_set
 from infra.stage import Order, failing, summary
 from infra.storage import Table, read_shard
@@ -123,6 +125,7 @@ def order(recipe: Recipe, where: Where) -> Order:
 
 def run(recipe: Recipe, where: Where) -> str:
     """Raises BadInputError, StorageError, RowsLostError, StageFailedError, SupersededError."""
+    where = where.model_copy(update={"teacher_gpus": gpus_per_engine(recipe.teacher.served_by, where)})
     model = find_model(recipe.teacher)
     targets = targets_set(recipe, where.data, weights=teacher_name(model, recipe.teacher))
     if targets.finished(asked(recipe, where)):
@@ -162,9 +165,9 @@ def _ordered(recipe: Recipe, where: Where, model: Model) -> tuple[Order, dict[st
 
 def _write(left: PromptsByVideo, attempt: Attempt, model: Model, recipe: Recipe, where: Where) -> dict[str, Any]:
     """Returns what was measured."""
-    import ray  # here, so that a run with nothing to do starts in a second
+    import ray.data  # here, so that a run with nothing to do starts in a second
 
-    from infra.cluster import cluster
+    from infra.cluster import cluster, nodes
     from infra.flow import commit_as_it_comes
 
     frames = frames_set(recipe, where.data)
@@ -173,7 +176,8 @@ def _write(left: PromptsByVideo, attempt: Attempt, model: Model, recipe: Recipe,
     check_room(plan)
     n_prompts, started = sum(map(len, left.values())), time.monotonic()
     with cluster(where), failing(STAGE), counting(STAGE, "prompts", n_prompts) as counter:
-        n_engines = engine_count(n_prompts, ray.cluster_resources(), where)
+        n_engines = engine_count(n_prompts, nodes(where), where)
+        metrics.ENGINES.set(n_engines, stage=STAGE)
         say(f"targets: {n_prompts} prompts about {len(left)} videos; starting {n_engines} vLLM engine(s) with {plan.teacher}")
         ds = build(
             ray.data.from_blocks(ask_by_shard(frames.shards_of(left), left)), plan, attempt.writer(), where=where, n_engines=n_engines

@@ -12,6 +12,7 @@ from teacher.engine import EngineOptions
 from teacher.models import Model, max_model_len
 
 GIB = 1 << 30
+GPU_MEMORY = 0.9  # of an engine's share of a GPU; vLLM's own 0.92 is of the whole
 THINKS = "deepseek_r1"  # vLLM's parser of <think>...</think> whose opening stands in the prompt, whatever the family
 REPLY_TOKENS = 256  # of max_tokens, kept free of thinking for what is to fit a schema: a judgement of 40 words takes about 100
 KV_BLOCK_TOKENS = 32  # vLLM's least on a CPU that is fast there; its default of 128 is longer than a small video's prompt
@@ -42,6 +43,8 @@ def llm_arguments(model: Model, settings: TeacherSettings, options: EngineOption
         "tensor_parallel_size": options.tensor_parallel,
         **({} if options.gpu else cpu_settings(model, settings)),
     }
+    if options.gpu_share < 1:  # vLLM takes nearly all of a GPU, and nothing would be left for the others that share it
+        arguments["gpu_memory_utilization"] = GPU_MEMORY * options.gpu_share
     if model.smolvlm is not None:
         arguments["mm_processor_kwargs"] = {"do_image_splitting": False, "do_resize": False}  # frames come as the model's squares
         arguments["hf_overrides"] = class_override(model)

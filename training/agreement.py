@@ -23,6 +23,7 @@ from rich.text import Text
 from infra.artifacts import SYSTEMS
 from infra.books import console
 from infra.config import Recipe, Where
+from infra.contents import contents_of
 from infra.errors import BadInputError
 from infra.evaluation_config import JudgeSettings
 from infra.judged import judged
@@ -126,11 +127,13 @@ def with_second(recipe: Recipe, where: Where) -> Numbers | None:
         return None
     videos: dict[str, str] = {}  # of each set of words the first that it was said of
     questions = _questions(where)
+    contents = contents_of(where.data, {question["video_id"] for question in questions.values()})
     for one in recipe.of_seeds():
         for row in answers_set(one, where.data).read(["question_id", "answer"]).to_pylist():
             question = questions[row["question_id"]]
             key = judged(question, row["answer"]).judgement_id
-            videos[key] = min(question["video_id"], videos.get(key, question["video_id"]))
+            content = contents[question["video_id"]]
+            videos[key] = min(content, videos.get(key, content))
     first, second = (_scores(table, list(videos)) for table in tables)
     both = sorted(first.keys() & second.keys())
     asked = set(tables[1].wanted().to_pylist()) & videos.keys()
@@ -144,6 +147,7 @@ def with_people(recipe: Recipe, where: Where, labels: Sequence[Label]) -> Number
     questions, table = _questions(where), made_judgements(judge, where.data)
     rows = answers_set(recipe.of_seeds()[0], where.data).read(["question_id", "system", "answer"]).to_pylist()
     answers = {(row["question_id"], row["system"]): row["answer"] for row in rows}
+    contents = contents_of(where.data, {question["video_id"] for question in questions.values()})
     keys = {}
     for label in labels:
         place = label.question_id, label.system
@@ -154,7 +158,7 @@ def with_people(recipe: Recipe, where: Where, labels: Sequence[Label]) -> Number
     for label in labels:
         key = keys.get((label.question_id, label.system))
         if key in scores:
-            pairs.append((questions[label.question_id]["video_id"], scores[key], label.score))
+            pairs.append((contents[questions[label.question_id]["video_id"]], scores[key], label.score))
         else:
             unmatched.append(f"{label.question_id} by {label.system} ({'not judged' if key else 'not answered'})")
     if unmatched:

@@ -7,32 +7,37 @@ Writes   answers, a set for each seed. Rejects: question_without_video, once for
 Command  video2lora answer --recipe demo
 Cost     the demo's 540 questions in 6 systems: about 15 s of one core; memory grows with questions_per_batch adapters.
 
-Plain torch in this process, no Ray: one test split is small, and a time to first token measured beside other workers means nothing.
-Videos go through in a seeded shuffle; `other_video` is the next one in it, so nobody gets the own adapter and each video is
-internalized once. A block is some whole videos with all their questions and systems, and one commit: a killed run goes on with
+Where training has GPUs (VIDEO2LORA_TRAINING_GPUS), blocks are answered on those, by Ray (`training.answer_on_gpus`). Else in plain torch
+in this process: one test split is small, and a time to first token measured beside other workers means nothing.
+Videos go through in a seeded shuffle; `other_video` is the next one in it that is of another file, so nobody gets the own adapter and each
+video is internalized once. A block is some whole videos with all their questions and systems, and one commit: a killed run goes on with
 the same blocks, and so with the same batches. What does not depend on the training (base, say) is answered for the first seed, and its
 rows, with the times measured then, are those of the other seeds too.
 """
 
+import json
 import random
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from infra.attempt import reject
 from infra.config import Recipe, Where, load_recipe, load_where
+from infra.contents import contents_of
 from infra.errors import BadInputError
+from infra.hypernetworks import champion_folder, local_hypernetwork
 from infra.progress import counting, say
-from infra.s3 import S3, fetch
-from infra.sets import answers_made, answers_set, champion_folder, frames_set, made_targets, trained_hypernetwork
+from infra.sets import answers_made, answers_set, evaluated_hypernetwork, frames_set, made_targets, trained_hypernetwork
 from infra.stage import Order
 from infra.storage import Table
+
+if TYPE_CHECKING:
+    from training.systems import Systems
 
 SEED = 0  # of the order of videos, and of the questions that are timed
 TRAINED = ("ours", "merged", "composed", "other_video", "static")  # the systems that another training makes other ones
@@ -59,15 +64,17 @@ def askable(questions: Sequence[Row], *, with_frames: set[str]) -> tuple[list[Ro
     return asked, rejects
 
 
-def blocks(questions: Sequence[Row], *, n_questions: int) -> list[Block]:
-    """Videos in a seeded shuffle, as many in a block as ask at most `n_questions` questions, but at least one."""
+def blocks(questions: Sequence[Row], *, contents: Mapping[str, str], n_questions: int) -> list[Block]:
+    """Videos in a seeded shuffle, as many in a block as ask at most `n_questions` questions, but at least one. `contents` by video."""
     by_video: dict[str, list[Row]] = {}
     for question in sorted(questions, key=lambda row: row["question_id"]):
         by_video.setdefault(question["video_id"], []).append(question)
     videos = sorted(by_video)
     random.Random(SEED).shuffle(videos)
     cut: list[Block] = []
-    for video, other in zip(videos, videos[1:] + videos[:1], strict=True):
+    for i, video in enumerate(videos):
+        behind = chain(videos[i + 1 :], videos[:i])
+        other = next((one for one in behind if contents[one] != contents[video]), video)
         if cut and len(cut[-1].questions) + len(by_video[video]) <= n_questions:
             cut[-1] = Block({**cut[-1].others, video: other}, (*cut[-1].questions, *by_video[video]))
         else:
@@ -91,14 +98,14 @@ def captions(targets: Sequence[Row]) -> dict[str, str]:
 
 
 def is_done(block: Block, left: set[str], systems: Sequence[str]) -> bool:
-    """A block is committed as one, so its first question tells. Keys are those of `answers`: question_id/system."""
-    return not any(f"{block.questions[0]['question_id']}/{system}" in left for system in systems)
+    """Whether nothing of it is left. Keys are those of `answers`: question_id/system."""
+    return not any(f"{question['question_id']}/{system}" in left for question in block.questions for system in systems)
 
 
 def untrained(recipe: Recipe, where: Where) -> list[Recipe]:
-    """The recipe with each of its seeds that no hypernetwork was trained with. Raises StorageError."""
+    """The recipe with each of its seeds that no hypernetwork was trained with; none where it names one. Raises StorageError."""
     missing = []
-    for one in recipe.of_seeds():
+    for one in recipe.of_seeds() if recipe.answer.hypernetwork is None else ():
         try:
             trained_hypernetwork(one, where.data)
         except BadInputError:
@@ -106,8 +113,24 @@ def untrained(recipe: Recipe, where: Where) -> list[Recipe]:
     return missing
 
 
-def build(recipe: Recipe, where: Where, *, todo: Sequence[Block], timed: frozenset[str]) -> Iterator[tuple[list[Row], list[Row]]]:
-    """The flow: block -> its answers and rejects. Loads the models when the first block is asked for. Raises BadInputError."""
+def check_same_examples(recipe: Recipe, where: Where) -> None:
+    """Raises BadInputError where trainings of the recipe's seeds saw different examples: their differences would not be the seeds'."""
+    seeds: dict[str, list[int]] = {}
+    for one in recipe.of_seeds():
+        examples = trained_hypernetwork(one, where.data).made_from()["inputs"]["examples"]
+        seeds.setdefault(json.dumps(examples, sort_keys=True), []).append(one.training.seed)
+    if len(seeds) > 1:
+        told = "; ".join(
+            f"seed {', '.join(map(str, same))}: {(of := json.loads(examples))['n_rows']} of {of['set']}" for examples, same in seeds.items()
+        )
+        raise BadInputError(
+            f"{where.data}: trainings of this recipe saw different examples ({told}): run `video2lora train` with training.seed set to each"
+            " seed whose examples are not those there are now, or leave it out of evaluation.seeds"
+        )
+
+
+def load(recipe: Recipe, where: Where) -> "Systems":
+    """What answers: called with a block, it gives its answers and rejects. Raises BadInputError, StorageError."""
     from training.systems import Systems  # torch and transformers: not needed to find that there is nothing to do
 
     # 1. frames of one sampling, as Arrow: pictures are decoded block by block
@@ -117,11 +140,9 @@ def build(recipe: Recipe, where: Where, *, todo: Sequence[Block], timed: frozens
     # 3. models, once; 1 block -> (its questions x systems) rows
     challenged = champion_folder(recipe)
     with ExitStack() as fetched:
-        folder = fetched.enter_context(local_hypernetwork(trained_hypernetwork(recipe, where.data).folder))
+        folder = fetched.enter_context(local_hypernetwork(evaluated_hypernetwork(recipe, where.data)[0]))
         champion = fetched.enter_context(local_hypernetwork(challenged)) if challenged else None
-        systems = Systems(recipe, hypernetwork=folder, frames=rows, captions=said, champion=champion)
-    for block in todo:
-        yield systems(block, timed)
+        return Systems(recipe, hypernetwork=folder, frames=rows, captions=said, champion=champion)
 
 
 def run(recipe: Recipe, where: Where) -> str:
@@ -134,6 +155,7 @@ def run(recipe: Recipe, where: Where) -> str:
             f"{where.data}: this recipe was not trained with seed {seeds} (recipe: evaluation.seeds): run `video2lora evaluate`, which"
             " trains what is missing"
         )
+    check_same_examples(recipe, where)
     told, first = [], None
     for one in recipe.of_seeds():
         told.append(f"seed {one.training.seed}: {of_seed(one, where, about=f', seed {one.training.seed}', like=first)}")
@@ -150,7 +172,8 @@ def of_seed(recipe: Recipe, where: Where, *, about: str = "", like: Table | None
     questions = questions_of(recipe, where)
     asked, rejects = askable(questions, with_frames=set(frames_of(recipe, where)["video_id"].to_pylist()))
     n_videos = len({row["video_id"] for row in asked})
-    if "other_video" in systems and n_videos == 1:
+    contents = contents_of(where.data, {row["video_id"] for row in asked})
+    if "other_video" in systems and len(set(contents.values())) == 1:
         raise BadInputError("recipe: answer.systems: other_video needs two videos with questions, there is one; leave it out")
     # What is asked: every question by every system, and the questions that cannot be asked at all.
     wanted = [f"{row['question_id']}/{system}" for row in asked for system in systems] + [row["key"] for row in rejects]
@@ -159,7 +182,7 @@ def of_seed(recipe: Recipe, where: Where, *, about: str = "", like: Table | None
     if like is not None:
         attempt.write(*same_as(like, attempt.left))
     recipe = by_systems_left(recipe, attempt.left)
-    plan = blocks(asked, n_questions=recipe.answer.questions_per_batch)
+    plan = blocks(asked, contents=contents, n_questions=recipe.answer.questions_per_batch)
     todo = [block for block in plan if not is_done(block, attempt.left, recipe.answer.systems)]
     if len(todo) < len(plan):
         say(f"answer{about}: {len(plan) - len(todo)} of {len(plan)} blocks were answered before; going on behind them")
@@ -167,8 +190,14 @@ def of_seed(recipe: Recipe, where: Where, *, about: str = "", like: Table | None
         timed = timed_questions(asked, recipe.answer.n_timed)
         n_answers = sum(len(block.questions) for block in todo) * len(recipe.answer.systems)
         with counting(f"answer{about}", "answers", n_answers) as counter:
-            for rows, dropped in build(recipe, where, todo=todo, timed=timed):
-                counter.advance(attempt.write(rows, dropped))
+            if where.training_gpus:
+                from training import answer_on_gpus
+
+                answer_on_gpus.answer(todo, recipe, where, attempt, counter, timed=timed)
+            else:
+                answers = load(recipe, where)
+                for block in todo:
+                    counter.advance(attempt.write(*answers(block, timed)))
     attempt.complete()
     return f"answers: {table.n_rows()} answers to {len(asked)} questions about {n_videos} videos, {table.n_rejects()} rejects"
 
@@ -207,21 +236,6 @@ def questions_of(recipe: Recipe, where: Where) -> list[Row]:
 def frames_of(recipe: Recipe, where: Where) -> pa.Table:
     """Rows of the recipe's `frames`."""
     return frames_set(recipe, where.data).read()
-
-
-@contextmanager
-def local_hypernetwork(folder: str) -> Iterator[Path]:
-    """A hypernetwork's folder on this machine, fetched for the block if it is in a bucket. Raises BadInputError where it is none."""
-    if not folder.startswith(S3):
-        yield Path(folder.removeprefix("file://"))
-        return
-    with tempfile.TemporaryDirectory() as fetched:
-        for name in ("config.json", "hypernetwork.safetensors"):
-            try:
-                fetch(f"{folder.rstrip('/')}/{name}", f"{fetched}/{name}")
-            except (FileNotFoundError, PermissionError) as error:
-                raise BadInputError(f"{folder} holds no hypernetwork that can be read: {error}") from error
-        yield Path(fetched)
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ class Writer:
         self.last: Future[Checkpoint] | None = None
 
     def save(self, hypernetwork: "Hypernetwork", moments: "dict[str, Tensor]", *, state: dict[str, Any], metadata: dict[str, Any]) -> None:
-        """As `save`; the tensors must not change any more. Then all but the last ones and the best are removed."""
+        """As `save`; the tensors must not change any more. Then all but the last ones and the best are removed, by who is furthest."""
         self.wait()
         self.last = self.pool.submit(self._save, hypernetwork, moments, state=state, metadata=metadata)
 
@@ -85,7 +85,9 @@ class Writer:
     ) -> Checkpoint:
         saved = save(hypernetwork, moments, self.folder, state=state, metadata=metadata)
         try:
-            prune(self.folder, kept=self.kept, best_step=state["best_step"])
+            newest = latest(self.folder)
+            if newest is None or newest.step <= saved.step:  # else whoever is ahead (this one was only paused) knows which is the best
+                prune(self.folder, kept=self.kept, best_step=state["best_step"])
         except StorageError as error:  # this one is whole, and the next may have them removed
             say(f"train: old checkpoints stay: {error}")
         return saved

@@ -6,7 +6,8 @@ Command  video2lora compare RUN_A RUN_B [-o changes.html]
 Cost     two demos' reports of 3,240 answers: 2 s.
 
 A question is the same in both if id, text and references are; what only one has, or has otherwise, is counted and left out. Trainings of
-the same seeds are paired; else each side is averaged over its own, and the interval speaks of clips alone.
+the same seeds are paired; else each side is averaged over its own, and the interval speaks of clips alone. Marks of
+different judges are not compared.
 """
 
 import json
@@ -19,19 +20,21 @@ import pyarrow as pa
 from rich.table import Table as Grid
 from rich.text import Text
 
+from infra.artifacts import SYSTEMS
 from infra.books import console
 from infra.config import Where
 from infra.errors import BadInputError
+from infra.evaluation_config import JudgeModel
 from infra.objects import read_bytes, read_json, write_new
 from infra.parquet import from_parquet
 from infra.sets import REPORTS
 from training.measures import Marks, marks, sums
 from training.report_rows import SCHEMA
-from training.verdicts import SCORE_NAMES, interval_text, signed
+from training.report_table import number, plain
+from training.verdicts import SCORE_NAMES, TOGETHER, interval_text, signed
 from video2lora.equivalence import with_interval
 
 N_CHANGED = 20  # questions that are printed
-N_DRAWS = 10_000
 SIDES = ("A", "B")
 
 Facts = dict[str, Any]
@@ -43,7 +46,7 @@ def run(run_a: str, run_b: str, where: Where, *, output: Path | None, as_json: b
         raise BadInputError(f"{output} is there already: name a new file")
     folders = [folder_of(name, where.data) for name in (run_a, run_b)]
     sides = [read_rows(folder) for folder in folders]
-    numbers, kept = compared(sides, names=folders)
+    numbers, kept = compared(sides, names=folders, judges=[judge_of(read_json(f"{folder}/report.json")) for folder in folders])
     print(json.dumps(numbers, indent=1)) if as_json else print_tables(numbers)
     if output is not None:
         from training import page  # jinja2: not needed to print
@@ -76,11 +79,31 @@ def read_rows(folder: str) -> list[Facts]:
         raise BadInputError(f"{path} is not the rows of a report ({error}); make the report anew") from error
     if not rows.num_rows:
         raise BadInputError(f"{path} has no rows: there is nothing to compare")
+    unknown = sorted({str(system) for system in rows["system"].to_pylist()} - set(SYSTEMS))
+    if unknown:
+        raise BadInputError(f"{path} has a system {unknown[0]!a}, expected {', '.join(SYSTEMS)}; make the report anew")
     return list(rows.to_pylist())
 
 
-def compared(sides: Sequence[Sequence[Facts]], *, names: Sequence[str]) -> tuple[Facts, list[list[Facts]]]:
-    """The numbers, and of each side the rows that count. Raises BadInputError where the two have no question or no system in common."""
+def judge_of(report: Any) -> Facts | None:
+    """What tells a judge from others: how it was asked, and the set of its judgements, named by its weights and rubrics too."""
+    if not isinstance(report, dict):
+        return None
+    recipe, told = report.get("recipe"), report.get("judge")
+    judge = recipe.get("judge") if isinstance(recipe, dict) else None
+    if not isinstance(judge, dict):
+        return None
+    asked = {name: judge[name] for name in JudgeModel.model_fields if name in judge}
+    return asked | {"set": told.get("set") if isinstance(told, dict) else None}
+
+
+def compared(
+    sides: Sequence[Sequence[Facts]], *, names: Sequence[str], judges: Sequence[Facts | None] = (None, None)
+) -> tuple[Facts, list[list[Facts]]]:
+    """The numbers, and of each side the rows that count. Raises BadInputError where the two have no question or no system in common.
+
+    `judges` say whose marks are each side's; those of two judges are no score of both.
+    """
     asked = [{_identity(row) for row in rows} for rows in sides]
     ids = [{identity[0] for identity in one} for one in asked]
     same = {identity[0] for identity in asked[0] & asked[1]}
@@ -91,13 +114,13 @@ def compared(sides: Sequence[Sequence[Facts]], *, names: Sequence[str]) -> tuple
         raise BadInputError(f"{names[0]} and {names[1]} have no {what} in common: there is nothing to compare")
     kept = [[row for row in rows if row["question_id"] in same and row["system"] in systems] for rows in sides]
     of = [marks(rows, systems) for rows in kept]
-    scores = [name for name in of[0].values if name in of[1].values]
+    scores = [name for name in of[0].values if name in of[1].values and (name != "judge" or judges[0] == judges[1])]
     if not scores:
         raise BadInputError(f"{names[0]} and {names[1]} have no score in common: there is nothing to compare")
     paired = set(of[0].seeds) == set(of[1].seeds)
     both = joined(of[0], of[1], scores, paired=paired)
     benchmarks = sorted(set(both.labels("benchmark")))
-    parts = {name: both.part("benchmark", name) for name in benchmarks} | ({"all together": both} if len(benchmarks) > 1 else {})
+    parts = {name: both.part("benchmark", name) for name in benchmarks} | ({TOGETHER: both} if len(benchmarks) > 1 else {})
     numbers = {
         "runs": dict(zip(SIDES, names, strict=True)),
         "counts": {
@@ -110,6 +133,7 @@ def compared(sides: Sequence[Sequence[Facts]], *, names: Sequence[str]) -> tuple
         "paired_seeds": paired,
         "systems": systems,
         "only_systems": {side: sorted(one - set(systems)) for side, one in zip(SIDES, by_system, strict=True)},
+        "judges": dict(zip(SIDES, judges, strict=True)),
         "scores": scores,
         "primary": scores[0],
         "differences": {
@@ -138,20 +162,15 @@ def joined(a: Marks, b: Marks, scores: Sequence[str], *, paired: bool) -> Marks:
 
 def _difference(both: Marks, benchmark: str, name: str, system: str) -> Facts:
     """B less A, over the questions that both sides' system answered in every training."""
-    found = with_interval(sums(both, name, [f"{system}, {side}" for side in SIDES]), _b_less_a, n_draws=N_DRAWS)
-    means = {side: _mean(both, name, f"{system}, {side}") for side in SIDES}
-    return {"benchmark": benchmark, "system": system, **means, **found}
+    summed = sums(both, name, [f"{system}, {side}" for side in SIDES])
+    n, *totals = summed.sum((0, 1))
+    means = {side: float(total / n) if n else None for side, total in zip(SIDES, totals, strict=True)}
+    return {"benchmark": benchmark, "system": system, **means, **with_interval(summed, _b_less_a)}
 
 
 def _b_less_a(drawn: np.ndarray) -> np.ndarray:
     difference: np.ndarray = (drawn[:, 2] - drawn[:, 1]) / drawn[:, 0]
     return difference
-
-
-def _mean(both: Marks, name: str, system: str) -> float | None:
-    values = both.values[name][both.systems.index(system)]
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else None
 
 
 def changed_most(both: Marks, name: str, rows: Mapping[str, Facts], systems: Sequence[str]) -> list[Facts]:
@@ -172,19 +191,19 @@ def print_tables(numbers: Facts) -> None:
     """On standard output."""
     out = console()
     for line in lines(numbers):
-        out.print(Text(line), highlight=False)
+        out.print(plain(line), highlight=False)
     for name, found in numbers["differences"].items():
         grid = Grid(title=f"{SCORE_NAMES[name]}: B - A", title_justify="left")
         for heading in ("benchmark", "system", "questions", "A", "B", "difference, 95 % interval"):
             grid.add_column(heading, justify="left" if heading in ("benchmark", "system") else "right")
         for one in found:
-            means = [_text(one[side]) for side in SIDES]
-            grid.add_row(Text(one["benchmark"]), one["system"], str(one["n_questions"]), *means, Text(interval_text(one)))
+            means = [number(one[side]) for side in SIDES]
+            grid.add_row(plain(one["benchmark"]), plain(one["system"]), str(one["n_questions"]), *means, Text(interval_text(one)))
         out.print(grid)
     grid = Grid("question", "benchmark", "style", "A", "B", "change", title="changed most", title_justify="left")
     for one in numbers["changed_most"]:
-        texts = [Text(one[column]) for column in ("question_id", "benchmark", "style")]
-        grid.add_row(*texts, _text(one["A"]), _text(one["B"]), signed(one["change"]))
+        texts = [plain(one[column]) for column in ("question_id", "benchmark", "style")]
+        grid.add_row(*texts, number(one["A"]), number(one["B"]), signed(one["change"]))
     if numbers["changed_most"]:
         out.print(grid)
 
@@ -199,6 +218,10 @@ def lines(numbers: Facts) -> list[str]:
     )
     for side, systems in numbers["only_systems"].items():
         found += [f"systems that only {side} has: {', '.join(systems)}"] if systems else []
+    judges = numbers["judges"]
+    if judges["A"] != judges["B"]:
+        told = ", ".join(f"{side}'s by {_judge_text(judges[side])}" for side in SIDES)
+        found.append(f"marks by a judge are left out, for they are not by the same judge, weights and rubrics: {told}")
     if not numbers["paired_seeds"]:
         found.append("the training seeds differ: each side is averaged over its own, and intervals speak of clips alone")
     return found
@@ -216,7 +239,7 @@ def _shown(kept: Sequence[Sequence[Facts]], numbers: Facts) -> Any:
     leading = "ours" if "ours" in numbers["systems"] else numbers["systems"][0]
     pair = systems.index(f"{leading}, B"), systems.index(f"{leading}, A")
     seeds = " and ".join(str(numbers["seeds"][side][0]) for side in SIDES)
-    in_order = gallery.in_order(asked)
+    in_order = gallery.in_order(asked, pair)
     return gallery.shown(in_order, {}, systems=systems, scores=numbers["scores"], pair=pair, n_all=len(asked), training_seed=seeds)
 
 
@@ -224,5 +247,5 @@ def _identity(row: Facts) -> tuple[str, str, tuple[str, ...]]:
     return row["question_id"], row["question"], tuple(row["references"])
 
 
-def _text(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _judge_text(judge: Mapping[str, Any] | None) -> str:
+    return "none" if judge is None else f"{judge.get('model')} (set {judge['set'] or 'not named'})"

@@ -39,8 +39,9 @@ def kept_bytes(
 ) -> dict[str, dict[str, Number]]:
     """Mean bytes that a system keeps of one video, by form.
 
-    `hypernetwork` and `champion` are their configs; the static adapter is kept once for all videos and does not count. Base keeps pictures,
-    or the keys and values of the tokens that the video adds to a prompt.
+    `hypernetwork` and `champion` are their configs; the static adapter is kept once for all videos and does not count. Adapters are counted
+    per chunk: a video that the VLM's positions do not hold is read in several (`training.videos`), and keeps as many times the bytes.
+    `composed` is of `n_chunks`. Base keeps pictures, or the keys and values of the tokens that the video adds to a prompt.
     """
     without = systems["blind"]["n_input_tokens"] if "blind" in systems else None
     kept: dict[str, dict[str, Number]] = {}
@@ -50,7 +51,7 @@ def kept_bytes(
             cache = None if with_video is None or without is None else (with_video - without) * kv_bytes_per_token
             kept[system] = ({"frames JPEG": mean(jpeg_bytes)} if system == "base" else {}) | {"KV cache": cache}
         elif system in ("ours", "merged", "other_video", "composed"):
-            kept[system] = _adapter(hypernetwork, n=n_chunks if system == "composed" else 1)
+            kept[system] = _adapter(hypernetwork, n_chunks=n_chunks if system == "composed" else 1)
         elif system == "champion" and champion is not None:
             kept[system] = _adapter(champion)
         elif system == "caption":
@@ -60,10 +61,11 @@ def kept_bytes(
     return kept
 
 
-def _adapter(hypernetwork: Mapping[str, Any], *, n: int = 1) -> dict[str, Number]:
-    """Of `n` adapters that a hypernetwork of this config makes."""
-    n_factors = n * hypernetwork["n_layers"] * hypernetwork["r"] * sum(map(sum, hypernetwork["target_modules"].values()))
-    return {"adapter fp32": 4.0 * n_factors, "adapter fp16": 2.0 * n_factors}
+def _adapter(hypernetwork: Mapping[str, Any], *, n_chunks: int = 1) -> dict[str, Number]:
+    """Of the adapters that a hypernetwork of this config makes of so many chunks."""
+    of = "per chunk" if n_chunks == 1 else f"{n_chunks} chunks"
+    n_factors = n_chunks * hypernetwork["n_layers"] * hypernetwork["r"] * sum(map(sum, hypernetwork["target_modules"].values()))
+    return {f"adapter fp32, {of}": 4.0 * n_factors, f"adapter fp16, {of}": 2.0 * n_factors}
 
 
 def size_text(n_bytes: Number) -> str:

@@ -4,6 +4,7 @@
 a single measured cell is left out.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -58,13 +59,27 @@ def _sweep(figure: Facts) -> list[Drawing]:
 
     starred = "sampled" in rivals.values()
     fits = "* base does not fit its context for every clip: fewer of its frames stand in for it." if starred else ""
-    clips = f"{figure['n_questions']} questions about {figure['n_videos']} clips."
+    clips = _clips(figure)
     about = f"{clips} In brackets the mean number of frames the clips had. {fits}".rstrip()
     return [
         of("Sweep: token F1, ours − base", _difference, signed, about, shaded=True),
         of("Sweep: time to the first token, base over ours", _speedup, lambda one: f"{one:.1f} ×", fits, shaded=False),
         of("Sweep: input tokens, base over ours", _reduction, lambda one: f"{one:.1f} ×", fits, shaded=False),
     ]
+
+
+def _clips(figure: Facts) -> str:
+    """How much was drawn, and what of it could not be measured."""
+    return f"{figure['n_questions']} questions about {figure['n_videos']} clips.{_left_out(figure)}"
+
+
+def _left_out(figure: Facts) -> str:
+    if not figure["left_out"]:
+        return ""
+    reasons = Counter(one["reason"] for one in figure["left_out"])
+    measured = [one["n_videos"] for one in figure.get("cells", [])]
+    told = f" Measured: {min(measured)} to {max(measured)} clips." if measured else ""
+    return f" Left out: {', '.join(f'{n} for {reason}' for reason, n in sorted(reasons.items()))}.{told}"
 
 
 def _difference(cell: Facts, rival: str) -> float | None:
@@ -94,7 +109,7 @@ def _efficiency(figure: Facts) -> list[Drawing]:
     columns = [f"n = {n}" for n in n_questions]
     title = "Seconds for each of n questions about a video, preparing included"
     parts = "; ".join(f"{part} {1000 * one['value']:.1f} ms" for part, one in figure["parts_s"].items() if one["value"] is not None)
-    note = f"Medians, mean over {figure['n_measured']} clips, on {figure['device']}. Parts: {parts}."
+    note = f"Medians, mean over {figure['n_measured']} clips, on {figure['device']}. Parts: {parts}.{_left_out(figure)}"
     drawn = curves([float(n) for n in n_questions], lines)
     return [{"title": title, "curves": drawn, "table": _table("The same as numbers", "Rival", columns, _rows(lines, 4), note)}]
 
@@ -104,14 +119,18 @@ def _composition(figure: Facts) -> list[Drawing]:
     if not cells:
         return []
     systems = list(dict.fromkeys(system for one in cells for system in one["systems"]))
+    fits = [(one["n_one_pass_fits"], one["n_videos"]) if "one_pass" in one["systems"] else (0, 0) for one in cells]
     lines = {system.replace("_", " "): [_score(one["systems"].get(system)) for one in cells] for system in systems}
+    rows = _rows(lines, 3)
+    for told, (n, n_videos) in zip(rows[systems.index("one_pass")]["cells"] if "one_pass" in systems else (), fits, strict=False):
+        told["text"] += f" (fits {n}/{n_videos})" if n < n_videos else ""
     title = "Composition: token F1 by the number of chunks"
-    note = f"{figure['n_questions']} questions about {figure['n_videos']} clips. A clip of few frames has a chunk for each and no more."
+    note = f"{_clips(figure)} A clip of few frames has a chunk for each and no more."
+    if any(n < n_videos for n, n_videos in fits):
+        note += " Fits n/m: one pass is of the n clips of m whose frames fit the VLM at once."
     chunks = [one["n_chunks"] for one in cells]
     drawn = _drawn([float(n) for n in chunks], lines)
-    return [
-        {"title": title, "curves": drawn, "table": _table("The same as numbers", "Adapter", list(map(str, chunks)), _rows(lines, 3), note)}
-    ]
+    return [{"title": title, "curves": drawn, "table": _table("The same as numbers", "Adapter", list(map(str, chunks)), rows, note)}]
 
 
 def _pruning(figure: Facts) -> list[Drawing]:
@@ -124,7 +143,7 @@ def _pruning(figure: Facts) -> list[Drawing]:
         for one in cells
     ]
     title = "Pruning: token F1 with some directions of the adapter's rank"
-    note = f"{figure['n_questions']} questions about {figure['n_videos']} clips. Directions by strength, strongest first."
+    note = f"{_clips(figure)} Directions by strength, strongest first."
     columns = [system.replace("_", " ") for system in systems]
     return [{"title": title, "curves": None, "table": _table(title, "Kept", columns, rows, note)}]
 

@@ -1,8 +1,9 @@
 """A report's rows and frames -> what its page lets one look through: questions with every system's answer, and contact sheets of clips.
 
 All answers of a page are of one training; those of the others stand in rows.parquet. Videos come in a seeded order, the questions of one
-together, as many as fit in MAX_ROWS_BYTES. Pictures go by turns to the clips of that order and to those where the first system loses
-most against the second, which is where people look first, until MAX_PICTURES_BYTES are full; the page says how many there are.
+together. Where not all fit in MAX_ROWS_BYTES, half of the room is for those in which the first system loses most against the second, which
+the page puts first when asked to, and the rest for the first in the seeded order. Pictures go by turns to the clips of that order and to
+those of the worst losses, which is where people look first, until MAX_PICTURES_BYTES are full; the page says how many there are.
 """
 
 import base64
@@ -44,7 +45,7 @@ def show(rows: Sequence[Facts], frames: pa.Table, *, systems: Sequence[str], sco
     seed = rows[0]["seed"]
     asked = questions_of([row for row in rows if row["seed"] == seed], systems, scores)
     pair = _pair(systems)
-    kept = in_order(asked)
+    kept = in_order(asked, pair)
     pictures = pictures_of(frames, _to_picture(kept, pair))
     return shown(kept, pictures, systems=systems, scores=scores, pair=pair, n_all=len(asked), training_seed=str(seed))
 
@@ -80,21 +81,29 @@ def questions_of(rows: Sequence[Facts], systems: Sequence[str], scores: Sequence
     return list(found.values())
 
 
-def in_order(asked: Sequence[Facts]) -> list[Facts]:
-    """Videos in a seeded order, and of each its questions by style, as long as there is room."""
+def in_order(asked: Sequence[Facts], pair: tuple[int, int]) -> list[Facts]:
+    """Videos in a seeded order, and of each its questions by style, as far as there is room; `pair` says what is lost against what."""
     by_video: dict[str, list[Facts]] = {}
     for one in sorted(asked, key=lambda one: (one["benchmark"], one["style"], one["id"])):
         by_video.setdefault(one["video"], []).append(one)
     videos = sorted(by_video)
     random.Random(SEED).shuffle(videos)
-    kept: list[Facts] = []
-    left_bytes = MAX_ROWS_BYTES
-    for one in (one for video in videos for one in by_video[video]):
-        left_bytes -= len(json.dumps(one))
-        if left_bytes < 0:
-            break
-        kept.append(one)
-    return kept
+    seeded = [one for video in videos for one in by_video[video]]
+    n_bytes = {one["id"]: len(json.dumps(one)) for one in seeded}
+    kept: set[str] = set()
+    for ordered, left_bytes in (
+        (sorted(seeded, key=lambda one: _gained(one, pair)), MAX_ROWS_BYTES // 2 if sum(n_bytes.values()) > MAX_ROWS_BYTES else 0),
+        (seeded, MAX_ROWS_BYTES),
+    ):
+        left_bytes -= sum(n_bytes[one] for one in kept)
+        for one in ordered:
+            if one["id"] in kept:
+                continue
+            left_bytes -= n_bytes[one["id"]]
+            if left_bytes < 0:
+                break
+            kept.add(one["id"])
+    return [one for one in seeded if one["id"] in kept]
 
 
 def pictures_of(frames: pa.Table, videos: Sequence[str]) -> dict[str, Facts]:

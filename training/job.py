@@ -23,6 +23,7 @@ class Job:
     is_held: bool  # the training split, by every worker; else it streams
     n_threads: int
     videos_at_once: int | None  # of a worker's share of a step; None: all
+    start_from: str | None  # address of the hypernetwork whose weights come before the first step; None: new ones
     board: Any  # handle of the Board actor
     n_profiled: int = 0  # steps of the first worker, into the folder
 

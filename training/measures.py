@@ -2,7 +2,8 @@
 
 Gap closed is (ours - blind) / (base - blind): 0 is what the question alone gives away, 1 is the VLM with the video in its context.
 Two systems are compared over the questions that both answered, in every training: `video2lora.equivalence` draws whole videos (questions
-of one video share its adapter, so they are not independent) and trainings, for both sides alike (paired), and says what a claim is.
+of one video share its adapter, so they are not independent) and trainings, for both sides alike (paired), and says what a claim is. A video
+is a content there: spans of one file are drawn together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,10 @@ from video2lora.scoring import exact_match, token_f1
 
 METRICS = ("exact_match", "token_f1")  # of a sweep
 SCORES = ("judge", "token_f1", "exact_match", "rouge_l", "wups")  # of a report; the first one that there is leads
-CLAIMS = (("ours", "base"), ("merged", "base"), ("composed", "base"), ("ours", "champion"))
+CLAIMS = (("ours", "base"), ("merged", "base"), ("composed", "base"), ("champion", "base"), ("ours", "champion"))
 DIFFERENCES = (("ours", "blind"), ("ours", "caption"), ("ours", "sampled"), ("other_video", "blind"), ("static", "blind"))
 GAP = ("ours", "blind", "base")
+OF_QUESTION = ("question_id", "content", "benchmark", "style", "task")
 
 Number = float | None
 Facts = dict[str, Any]
@@ -33,20 +35,20 @@ class Scored:
     """An answer with its scores in [0, 1], as a sweep compares them."""
 
     question_id: str
-    video_id: str
+    content: str  # of the video; that of its file, where it is a span
     system: str
     exact_match: float
     token_f1: float
 
 
-def score(answers: Sequence[Facts], questions: Sequence[Facts]) -> list[Scored]:
-    """Rows of `answers` marked against the references of their questions."""
+def score(answers: Sequence[Facts], questions: Sequence[Facts], *, contents: Mapping[str, str]) -> list[Scored]:
+    """Rows of `answers` marked against the references of their questions; `contents` by video."""
     by_id = {row["question_id"]: row for row in questions}
     scored = []
     for row in answers:
         question = by_id[row["question_id"]]
         marked = exact_match(row["answer"], question["references"]), token_f1(row["answer"], question["references"])
-        scored.append(Scored(row["question_id"], question["video_id"], row["system"], *marked))
+        scored.append(Scored(row["question_id"], contents[question["video_id"]], row["system"], *marked))
     return scored
 
 
@@ -54,9 +56,9 @@ def sums_by_video(scored: Sequence[Scored], systems: Sequence[str], metric: str)
     """For each video: the number of questions that all `systems` answered, then each system's sum of scores over them."""
     values = {(one.question_id, one.system): getattr(one, metric) for one in scored}
     videos: dict[str, list[list[float]]] = {}
-    for question_id, video_id in sorted({(one.question_id, one.video_id) for one in scored}):
+    for question_id, content in sorted({(one.question_id, one.content) for one in scored}):
         if all((question_id, system) in values for system in systems):
-            videos.setdefault(video_id, []).append([1.0, *(values[question_id, system] for system in systems)])
+            videos.setdefault(content, []).append([1.0, *(values[question_id, system] for system in systems)])
     return np.array([np.sum(rows, axis=0) for rows in videos.values()]).reshape(-1, 1 + len(systems))
 
 
@@ -67,7 +69,7 @@ def numbers(rows: Sequence[Facts], systems: Sequence[str], settings: EvaluationS
     whole = overall(of, benchmarks, settings)
     costs = by_system(rows, systems)
     return {
-        "counts": {"videos": len(set(of.labels("video_id"))), "questions": len(of.questions), "answers": len(rows)},
+        "counts": {"videos": len(set(of.labels("content"))), "questions": len(of.questions), "answers": len(rows)},
         "seeds": list(of.seeds),
         "scores": list(of.values),
         "primary": next(iter(of.values)),
@@ -84,7 +86,7 @@ class Marks:
 
     systems: tuple[str, ...]
     seeds: tuple[int, ...]
-    questions: tuple[Facts, ...]  # question_id, video_id, benchmark, style, task
+    questions: tuple[Facts, ...]  # by OF_QUESTION
     values: Mapping[str, Float[np.ndarray, "n_systems n_seeds n_questions"]]  # NaN where there is none
 
     def where(self, mask: Bool[np.ndarray, " n_questions"]) -> "Marks":
@@ -101,7 +103,7 @@ class Marks:
 
 def marks(rows: Sequence[Facts], systems: Sequence[str]) -> Marks:
     """Rows of `rows.parquet` as arrays. Questions stand in the order of their ids."""
-    asked = {row["question_id"]: {name: row[name] for name in ("question_id", "video_id", "benchmark", "style", "task")} for row in rows}
+    asked = {row["question_id"]: {name: row[name] for name in OF_QUESTION} for row in rows}
     place = {question_id: i for i, question_id in enumerate(sorted(asked))}
     seeds = tuple(dict.fromkeys(row["seed"] for row in rows))
     values = {name: np.full((len(systems), len(seeds), len(place)), np.nan) for name in SCORES}
@@ -121,7 +123,7 @@ def sums(of: Marks, name: str, systems: Sequence[str]) -> Float[np.ndarray, "n_s
     values = of.values[name][[of.systems.index(system) for system in systems]]
     known = ~np.isnan(values).any((0, 1))
     counted = np.concatenate([np.ones_like(values[:1]), values])[:, :, known]
-    videos, place = np.unique(of.labels("video_id")[known].astype(str), return_inverse=True)
+    videos, place = np.unique(of.labels("content")[known].astype(str), return_inverse=True)
     return _by_place(counted, place, len(videos))
 
 
@@ -177,7 +179,7 @@ def part(of: Marks, settings: EvaluationSettings, *, claimed: Pairs = CLAIMS, co
     return {
         "task": tasks[0] if len(tasks) == 1 else "mixed",
         "n_questions": len(of.questions),
-        "n_videos": len(set(of.labels("video_id"))),
+        "n_videos": len(set(of.labels("content"))),
         "scores": {name: means(of, name) for name in of.values},
         "gap_closed": {name: gap_closed(of, name, settings) for name in of.values},
         "claims": {name: claims(of, name, claimed, settings) for name in of.values},

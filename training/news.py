@@ -14,12 +14,14 @@ A message is a dict of `kind` and what belongs to it:
 """
 
 import threading
+import time
 from contextlib import ExitStack
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from infra import metrics
 from infra.config import Recipe, Where
 from infra.errors import CommandError
 from infra.progress import Counter, counting, say
@@ -84,6 +86,7 @@ class News:
                 self.error = error
             case {"kind": "end", "seconds": seconds, "rejected": rejected}:
                 parts = ", ".join(f"{name} {took_s:.1f} s" for name, took_s in seconds.items())
+                metrics.STAGE_LEFT.set(0, stage="train")
                 say(f"train: the first worker spent: {parts}; waiting for data {waiting_share(seconds):.1%} of its steps")
                 for video_id, reason in sorted(rejected.items()):
                     say(f"train: example {video_id} left out: {reason}")
@@ -108,6 +111,7 @@ class News:
         mean = sum(one["loss"] for one in steps) / len(steps)
         shares = f"{rates['floor_share']:.0%} of the floor, {rates['data_wait_share']:.0%} waiting for data"
         self._advance(last, note=f"loss {mean:.3f}, {rates['targets_per_s']:.0f} targets/s, {shares}")
+        self._show({"step": float(last), "loss": mean, **rates})
 
     def _validation(self, score: dict[str, float]) -> None:
         step = int(score["step"])
@@ -117,6 +121,17 @@ class News:
             told += f" (another video's adapter {score['other_exact_match']:.3f}, none {score['blind_exact_match']:.3f})"
         say(told)
         self._track(validation_points(score))
+
+    def _show(self, now: dict[str, float]) -> None:
+        metrics.TRAINING_STEP.set(now["step"])
+        metrics.TRAINING_LOSS.set(now["loss"])
+        metrics.TRAINING_TARGETS_PER_S.set(now["targets_per_s"])
+        metrics.TRAINING_TOKENS_PER_S.set(now["tokens_per_s"])
+        metrics.TRAINING_FLOOR_SHARE.set(now["floor_share"])
+        metrics.TRAINING_WAIT_SHARE.set(now["data_wait_share"])
+        metrics.TRAINING_MEMORY_BYTES.set(now["memory_bytes"])
+        metrics.STAGE_LEFT.set(self.counter.total - self.counter.n_done, stage="train")
+        metrics.STAGE_SECONDS.set(time.monotonic() - self.counter.started, stage="train")
 
     def _advance(self, step: int, *, note: str = "") -> None:
         self.counter.advance(step - self.step, note=note)

@@ -20,6 +20,7 @@ from training import plots, verdicts
 from training.costs import size_text
 from training.figure_drawings import drawings
 from training.gallery import SEED, Shown
+from training.report_table import number
 
 SYSTEM_NAMES = {
     "base": "base: the video in context",
@@ -65,7 +66,7 @@ def _render(template: str, shown: Shown, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "score": _score,
+        "score": number,
         "interval": verdicts.interval_text,
         "signed": verdicts.signed,
         "size": size_text,
@@ -106,10 +107,6 @@ def inert_json(value: Any) -> str:
 
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _score(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
 
 
 def _number(value: float | None) -> str:

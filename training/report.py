@@ -23,6 +23,9 @@ import pyarrow.compute as pc
 
 from infra.config import Recipe, Where, load_recipe, load_where
 from infra.digests import digest
+from infra.errors import BadInputError
+from infra.evaluation_config import JudgeModel
+from infra.hypernetworks import champion_folder, vlm_label
 from infra.objects import read_json, write_new
 from infra.outputs import Output
 from infra.parquet import to_parquet
@@ -30,13 +33,13 @@ from infra.sets import (
     FIGURES,
     REPORTS,
     answers_set,
-    champion_folder,
+    evaluated_hypernetwork,
     examples_set,
     frames_set,
+    made_judgements,
     made_output,
     made_targets,
     outputs_of,
-    trained_hypernetwork,
 )
 from infra.state import REJECTS
 from infra.storage import Table
@@ -45,6 +48,7 @@ from training.answer import captions, frames_of
 from training.report_table import print_tables
 
 FILES = ("report.json", "report.html", "rows.parquet")
+VERSION = 2  # raised when the same inputs would give other numbers
 
 Facts = dict[str, Any]
 
@@ -61,7 +65,7 @@ def build(recipe: Recipe, where: Where, made_from: Facts, figures: list[Output])
     # 2. scores, claims, costs
     systems = [system for system in recipe.answer.systems if any(row["system"] == system for row in rows)]
     told = measures.numbers(rows, systems, recipe.evaluation)
-    config = read_json(f"{trained_hypernetwork(recipe.of_seeds()[0], where.data).folder}/config.json")
+    config = read_json(f"{evaluated_hypernetwork(recipe.of_seeds()[0], where.data)[0]}/config.json")
     champion = champion_folder(recipe)
     said = captions(made_targets(recipe, where.data).read().to_pylist()) if "caption" in systems else {}
     numbers = {
@@ -78,9 +82,13 @@ def build(recipe: Recipe, where: Where, made_from: Facts, figures: list[Output])
         ),
         "judge": of_judge(recipe, where, rows),
         "rejects": rejects_by_reason(recipe, where),
+        "drawn": {
+            "benchmarks": Table(where.data, "questions").made_from()["asked"].get("benchmarks", {}),  # of those that were drawn
+            "question_ids": sorted({row["question_id"] for row in rows}),
+        },
         "figures": [{"name": one.name, **read_json(f"{one.folder}/figure.json")} for one in figures],
         "recipe": recipe.model_dump(mode="json"),
-        "hypernetwork": config["metadata"],
+        "hypernetwork": config.get("metadata", {}),
         "made_from": made_from,
     }
     # 3. files
@@ -110,22 +118,42 @@ def run(recipe: Recipe, where: Where) -> str:
 
 
 def output_of(recipe: Recipe, where: Where) -> tuple[Output, Facts, list[Output]]:
-    """The report's folder, what makes it, and its figures. Raises BadInputError where answers or judgements are not complete."""
+    """The report's folder, what makes it, and its figures. Raises BadInputError where answers are not complete, or one was not judged."""
     inputs: Facts = {"answers": [answers_set(one, where.data).made_from() for one in recipe.of_seeds()]}
+    inputs["wordnet"] = Path(where.wordnet).is_dir()  # without it there is no WUPS
     if recipe.judge is not None:
-        said = report_rows.judgements_of(recipe.judge, recipe, where, columns=["judgement_id", "points"])
-        inputs["judgements"] = digest(f"{row['judgement_id']} {row['points']}" for row in said.to_pylist())
+        inputs["judgements"] = _said_by(recipe.judge, recipe, where)
+        report_rows.check_judged(recipe, where)
+        if recipe.judge.second is not None:
+            try:
+                inputs["second"] = _said_by(recipe.judge.second, recipe, where)
+            except BadInputError:  # it has not finished, and the report says nothing of it
+                inputs["second"] = None
     figures = figures_of(recipe, where)
     inputs["figures"] = [one.name for one in figures]  # each is named by a hash of what made it
-    made = {"stage": "report", "recipe": recipe.model_dump(mode="json"), "inputs": inputs}
-    return made_output(where.data, REPORTS, recipe.vlm.model.rstrip("/").rsplit("/", 1)[-1], made), made, figures
+    made = {"stage": "report", "version": VERSION, "recipe": recipe.model_dump(mode="json"), "inputs": inputs}
+    return made_output(where.data, REPORTS, vlm_label(recipe.vlm.model), made), made, figures
+
+
+def _said_by(judge: JudgeModel, recipe: Recipe, where: Where) -> str:
+    """A digest of what a judge said of the recipe's answers, and by which weights and rubrics."""
+    said = report_rows.judgements_of(judge, recipe, where, columns=["judgement_id", "points"]).to_pylist()
+    return digest([made_judgements(judge, where.data).set, *(f"{row['judgement_id']} {row['points']}" for row in said)])
 
 
 def figures_of(recipe: Recipe, where: Where) -> list[Output]:
-    """Complete figures of the recipe's hypernetworks."""
-    own = [trained_hypernetwork(one, where.data).made_from() for one in recipe.of_seeds()]
-    complete = (one for one in outputs_of(where.data, FIGURES) if one.is_complete())
-    return [one for one in complete if one.made_from()["hypernetwork"] in own]
+    """Complete figures of the recipe's hypernetworks, by its settings and the questions that there are now."""
+    if not outputs_of(where.data, FIGURES):
+        return []
+    from training.figures.composition import Composition  # torch and transformers: not needed where there is no figure
+    from training.figures.efficiency import Efficiency
+    from training.figures.figure import figure_output
+    from training.figures.frames_resolution import Sweep
+    from training.figures.pruning import Pruning
+
+    every = (Sweep(), Efficiency(), Composition(), Pruning())
+    found = [figure_output(figure, one, where) for one in recipe.of_seeds() for figure in every]
+    return [one for one in found if one.is_complete()]
 
 
 def attach(recipe: Recipe, where: Where, files: dict[str, bytes]) -> None:
@@ -160,6 +188,7 @@ def of_judge(recipe: Recipe, where: Where, rows: list[Facts]) -> Facts | None:
     rejects = report_rows.judgements_of(recipe.judge, recipe, where, columns=["key", "reason"], kind=REJECTS)
     return {
         "model": recipe.judge.model,
+        "set": made_judgements(recipe.judge, where.data).set,  # named by its weights and rubrics too
         "n_judged": sum(row["judge"] is not None for row in rows),
         "missing": dict(Counter(row["system"] for row in rows if row["judge"] is None)),
         "rejects": dict(Counter(rejects["reason"].to_pylist())),
@@ -169,9 +198,11 @@ def of_judge(recipe: Recipe, where: Where, rows: list[Facts]) -> Facts | None:
 
 def rejects_by_reason(recipe: Recipe, where: Where) -> list[Facts]:
     """Rejects of all stages, counted, with one detail as an example."""
-    targets = made_targets(recipe, where.data)
-    tables = [Table(where.data, "videos"), Table(where.data, "questions"), frames_set(recipe, where.data), targets]
-    tables += [examples_set(recipe, targets), *(answers_set(one, where.data) for one in recipe.of_seeds())]
+    tables = [Table(where.data, "videos"), Table(where.data, "questions"), frames_set(recipe, where.data)]
+    if recipe.answer.hypernetwork is None:  # else nothing was trained here
+        targets = made_targets(recipe, where.data)
+        tables += [targets, examples_set(recipe, targets)]
+    tables += [answers_set(one, where.data) for one in recipe.of_seeds()]
     rows = [row for table in tables for row in table.read_rejects().to_pylist()]
     counts = Counter((row["stage"], row["reason"]) for row in rows)
     example = {(row["stage"], row["reason"]): row["detail"] for row in reversed(rows)}

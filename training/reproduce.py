@@ -14,6 +14,7 @@ from infra.books import console
 from infra.config import Recipe, Where
 from infra.errors import BadInputError
 from infra.objects import read_json
+from infra.progress import say
 from infra.sets import REPORTS, outputs_of
 from training.figures import paper
 
@@ -36,6 +37,8 @@ def run(table: str, recipe: Recipe, where: Where, *, as_json: bool) -> None:
         if not rows:
             wanted = "with styles" if table == "styles" else f"of task {TASKS[table]}"
             raise BadInputError(f"{table}: the newest report has no benchmark {wanted}; `video2lora benchmark list` names those there are")
+        if table != "styles" and (mixed := report_tables.mixed(found)):
+            say(f"{table}: left out, as they have questions and captions: {', '.join(mixed)}; their numbers are in the report")
         print(json.dumps(rows, indent=1)) if as_json else console().print(report_tables.grid_of(table, rows, model))
 
 

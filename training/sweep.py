@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from infra.config import HOW, Recipe, Where, checked, load_recipe, read_yaml
+from infra.contents import contents_of
 from infra.errors import BadInputError, MadeFromOtherError, StageFailedError
 from infra.objects import read_json, remove, write_new
 from infra.progress import say
@@ -135,7 +136,7 @@ def outcome(one: Run, where: Where, examples: Table, *, questions: list[dict[str
         one.change,
         one.settings,
         one.seed,
-        scored=tuple(measures.score(answers, questions)),
+        scored=tuple(measures.score(answers, questions, contents=contents_of(where.data, {row["video_id"] for row in questions}))),
         n_parameters=n_parameters(config["hypernetwork"]),
         n_steps=config["metadata"]["step"],
         seconds=config["metadata"].get("seconds"),

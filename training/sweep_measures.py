@@ -48,7 +48,7 @@ def numbers(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     changes = list(dict.fromkeys(one.change for one in outcomes))
     base = [one for one in done if one.change == BASE]
     rows = [_row([one for one in outcomes if one.change == change], base, of_vlm, asked) for change in changes]
-    videos = {one.video_id for outcome in done for one in outcome.scored if one.question_id in asked}
+    videos = {one.content for outcome in done for one in outcome.scored if one.question_id in asked}
     return {"n_questions": len(asked), "n_videos": len(videos), "rows": rows}
 
 

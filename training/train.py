@@ -24,9 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from infra.config import Recipe, Where, load_recipe, load_where
 from infra.errors import BadInputError, StageFailedError, StorageError, TerminatedError
-from infra.objects import read_json, write_new
+from infra.hypernetworks import address_of
+from infra.objects import read_json, remove, write_new
 from infra.outputs import Output
 from infra.progress import say
+from infra.seen import SEEN, write_seen
 from infra.sets import examples_set, hypernetwork_made, hypernetwork_output, made_targets
 from infra.storage import Table
 from training import checkpoints
@@ -63,6 +65,7 @@ def run(recipe: Recipe, where: Where, *, profile: int = 0) -> str:
         return f"hypernetwork: {output.name} is complete, {summary(output)}; nothing to do"
     planned = plan(recipe, where, examples, visual_tokens=_stored(recipe, where))
     output.begin(hypernetwork_made(recipe, examples))
+    write_seen(output.folder, examples, start_from=start_of(recipe))
     latest = checkpoints.latest(f"{output.folder}/checkpoints")
     if latest is not None:
         say(f"train: going on from the checkpoint at step {latest.step} of {recipe.training.n_steps}")
@@ -74,10 +77,19 @@ def run(recipe: Recipe, where: Where, *, profile: int = 0) -> str:
     except BadInputError:
         if latest is None:
             output.abandon()
+            remove(f"{output.folder}/{SEEN}")
         raise
     assert latest is not None
     publish(latest, output, recipe, where)
     return f"hypernetwork: {output.name}, {summary(output)}"
+
+
+def start_of(recipe: Recipe) -> str | None:
+    """Where the weights lie that training starts from, as every worker finds them."""
+    if recipe.training.start_from is None:
+        return None
+    folder = address_of(recipe.training.start_from)
+    return folder if "://" in folder else os.path.abspath(folder)
 
 
 def train(recipe: Recipe, where: Where, output: Output, *, planned: Plan, profile: int = 0) -> checkpoints.Checkpoint | None:
@@ -150,6 +162,7 @@ def build(recipe: Recipe, where: Where, output: Output, *, planned: Plan, profil
         is_held=planned.is_held,
         n_threads=n_threads,
         videos_at_once=where.training_videos_at_once,
+        start_from=start_of(recipe),
         board=board,
         n_profiled=profile,
     )
@@ -171,7 +184,7 @@ def build(recipe: Recipe, where: Where, output: Output, *, planned: Plan, profil
         ),
         run_config=ray.train.RunConfig(
             name=f"train-{time.time_ns()}",  # a new one for each attempt: what is kept lies in checkpoints, not in Ray's own state
-            storage_path=f"{where.data}/runs",
+            storage_path=f"{where.data}/ray",
             failure_config=ray.train.FailureConfig(max_failures=MAX_RESTARTS),
             worker_runtime_env={"env_vars": environment},
         ),
@@ -254,13 +267,14 @@ def _shares(where: Where) -> tuple[float, int]:
 
     Raises StageFailedError for a cluster without CPUs; says so where GPUs are wanting, for which Ray waits.
     """
-    import ray
+    from infra.cluster import nodes
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    n_cores = [node["CPU"] for node in nodes if node.get("CPU", 0.0) > 0]
+    there = nodes(where)
+    n_gpus = sum(node.get("GPU", 0.0) for node in there)
+    with_gpus = [node for node in there if node.get("GPU", 0.0) >= where.training_gpus]  # all, where none are asked for
+    n_cores = [node["CPU"] for node in with_gpus or there if node.get("CPU", 0.0) > 0]
     if not n_cores:
         raise StageFailedError("train: no node of the Ray cluster has a CPU")
-    n_gpus = sum(node.get("GPU", 0.0) for node in nodes)
     asked = where.training_gpus * (where.training_min_workers or where.training_workers)
     if n_gpus < asked:
         say(f"train: waiting for {asked:g} GPUs (VIDEO2LORA_TRAINING_GPUS, _WORKERS): the Ray cluster has {n_gpus:g} now")

@@ -64,7 +64,17 @@ def verdicts(numbers: Facts) -> list[Verdict]:
     for forest in forests(numbers, name):
         rows = {benchmark: claimed for benchmark, claimed in forest.rows.items() if benchmark != TOGETHER}
         found += [_claim({of: claimed[i] for of, claimed in rows.items()}, name, alpha) for i in range(len(forest.margins))]
-    return [*found, *_losing(numbers, name), *_controls(numbers, name), *_broken(numbers)]
+    return [*_unmarked(numbers), *found, *_losing(numbers, name), *_controls(numbers, name), *_broken(numbers)]
+
+
+def _unmarked(numbers: Facts) -> list[Verdict]:
+    """Answers that the judge gave no mark: claims are of the others, and need not hold for all."""
+    missing = (numbers.get("judge") or {}).get("missing", {})
+    if not missing:
+        return []
+    of = ", ".join(f"{n} of {NAMES[system]}" for system, n in missing.items())
+    why = ", ".join(f"{reason} {n}" for reason, n in numbers["judge"]["rejects"].items())
+    return [Verdict(None, f"{sum(missing.values())} answers have no mark by the judge: what is claimed is of the others", f"{of} ({why})")]
 
 
 def interval_text(one: Facts) -> str:
@@ -92,7 +102,9 @@ def _claim(claimed: Mapping[str, Facts], name: str, alpha: float) -> Verdict:
     worst = min(claimed, key=lambda of: claimed[of]["value"])
     one = claimed[worst]
     first, both = one["smallest_noninferior"], one["smallest_equivalent"]
-    said = f"{interval_text(one)}; would hold from a margin of {first:.3f}" + (f", equivalent from {both:.3f}" if both > first else "")
+    alone = "taken alone, " if len(claimed) > 1 else ""  # Holm's correction is of p-values, and says nothing of a margin
+    least = f"{first:.3f}" + (f", equivalent from {both:.3f}" if both > first else "")
+    said = f"{interval_text(one)}; {alone}would hold from a margin of {least}"
     held = all(worse.values())
     pair = f"{NAMES[one['system']]} {'is' if held else 'is not shown to be'} as good as {NAMES[one['against']]}"
     text = f"{pair} within {one['margin']:g} on {SCORE_NAMES[name]}"
@@ -105,7 +117,7 @@ def _claim(claimed: Mapping[str, Facts], name: str, alpha: float) -> Verdict:
 
 
 def _losing(numbers: Facts, name: str) -> list[Verdict]:
-    """Styles in which ours loses more than the margin allows."""
+    """Styles in which ours does worse than base beyond chance: the whole interval is below 0. Each is taken alone."""
     losing = []
     for benchmark, one in numbers["benchmarks"].items():
         for style, of in one["styles"].items():

@@ -10,11 +10,9 @@ tokens do not depend on which others are there. A row names the VLM that made it
 that of the VLM it has loaded; a set is named by what is known without loading one.
 """
 
-import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +23,15 @@ import pyarrow.compute as pc
 from infra.artifacts import VISUAL_TOKENS
 from infra.attempt import Attempt, ShardWriter, reject
 from infra.config import Recipe, Where, load_recipe, load_where
-from infra.errors import BadInputError, StageFailedError
+from infra.errors import BadInputError
 from infra.model_files import model_files
 from infra.progress import counting, say
+from infra.resources import CPUS_PER_ENCODER
 from infra.sets import examples_set, made_targets, visual_tokens_made, visual_tokens_set
 from infra.stage import Order, failing, summary
 from infra.state import ROWS, among
 from infra.storage import Table, read_shard
+from training.room import Workers, workers_that_fit
 from video2lora.jpeg import from_jpegs
 from video2lora.sampling import Frames
 from video2lora.video_file import RejectReason
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 STAGE = "encode"
 SPLITS = ("train", "validation")  # a test video is encoded when it is asked about, once
 PICTURE_COLUMNS = ["video_id", "jpegs", "timestamps_s", "duration_s"]
-CPUS_PER_ENCODER = 0.9  # reserved; a rest stays free for Ray Data's own tasks, which actors would otherwise lock out
 
 Row = dict[str, Any]
 
@@ -106,14 +105,6 @@ def read_tokens(addresses: Sequence[str], video_ids: Sequence[str]) -> pa.Table:
     return rows.take(pc.index_in(wanted, value_set=rows["video_id"].combine_chunks()).drop_null())
 
 
-@dataclass(frozen=True)
-class Encoders:
-    """How many work at once, and with how many threads each."""
-
-    n: int
-    n_threads: int
-
-
 class EncodeVideos:
     """Holds the frozen VLM."""
 
@@ -131,13 +122,13 @@ class EncodeVideos:
         return frozen_vlm(self.recipe, device=self.device)
 
     def __call__(self, asked: pa.Table) -> pa.Table:
-        """The videos to encode of one file of examples -> what describes the files they came to."""
+        """A row of `blocks_of` -> what describes the files they came to."""
         from infra.flow import told  # brings Ray
 
         started = time.monotonic()
-        (address,) = set(asked["address"].to_pylist())
-        examples = read_shard(address, PICTURE_COLUMNS)
-        examples = examples.filter(pc.is_in(examples["video_id"], value_set=asked["video_id"].combine_chunks()))
+        (block,) = asked.to_pylist()
+        examples = read_shard(block["address"], PICTURE_COLUMNS)
+        examples = examples.filter(pc.is_in(examples["video_id"], value_set=pa.array(block["video_ids"], pa.string())))
         rows, rejects = self.encode(examples)
         return told(self.writer.write(rows, rejects), {"encoder_s": time.monotonic() - started})
 
@@ -152,7 +143,7 @@ class EncodeVideos:
         return rows, rejects
 
 
-def build(ds: "ray.data.Dataset", recipe: Recipe, writer: ShardWriter, *, training_gpus: float, encoders: Encoders) -> "ray.data.Dataset":
+def build(ds: "ray.data.Dataset", recipe: Recipe, writer: ShardWriter, *, training_gpus: float, workers: Workers) -> "ray.data.Dataset":
     """Blocks of what to encode, one for each file of examples -> what describes the files they came to."""
     import ray.data
 
@@ -161,12 +152,12 @@ def build(ds: "ray.data.Dataset", recipe: Recipe, writer: ShardWriter, *, traini
     return ds.map_batches(
         EncodeVideos,
         fn_constructor_args=(recipe, writer),
-        fn_constructor_kwargs={"device": "cuda" if training_gpus else "cpu", "n_threads": encoders.n_threads},
-        batch_size=None,
+        fn_constructor_kwargs={"device": "cuda" if training_gpus else "cpu", "n_threads": workers.n_threads},
+        batch_size=1,  # a row is a block; with GPUs Ray Data asks for a number
         batch_format="pyarrow",
         num_cpus=CPUS_PER_ENCODER,
         num_gpus=training_gpus,
-        compute=ray.data.ActorPoolStrategy(size=encoders.n, max_tasks_in_flight_per_actor=1),
+        compute=ray.data.ActorPoolStrategy(size=workers.n, max_tasks_in_flight_per_actor=1),
     )
 
 
@@ -206,27 +197,9 @@ def main() -> None:
 
 
 def blocks_of(examples: Table, left: pa.Table) -> list[pa.Table]:
-    """For each file of examples, its address and those of its videos that are left to encode."""
+    """For each file of examples, a row: its address and those of its videos that are left to encode."""
     files = examples.shards_of(examples.spec.keys_of(left).to_pylist())
-    return [
-        pa.table({"address": [address] * len(keys), "video_id": [key.split("/")[0] for key in keys]}) for address, keys in files.items()
-    ]
-
-
-def encoders_that_fit(nodes: Sequence[dict[str, float]], where: Where, *, n_blocks: int) -> Encoders:
-    """One per training worker, as far as there are blocks and room; `nodes` are the resources of each.
-
-    Raises StageFailedError for no room: Ray would wait for ever.
-    """
-    cores = [node["CPU"] for node in nodes if node.get("CPU", 0.0) > 0]
-    room = int(sum(cores)) or int(sum(cores) >= CPUS_PER_ENCODER)
-    if where.training_gpus:
-        room = min(room, int(sum(node.get("GPU", 0.0) for node in nodes) / where.training_gpus))
-    if room < 1:
-        needed = f"{CPUS_PER_ENCODER} CPUs" + (f" and {where.training_gpus:g} GPUs" if where.training_gpus else "")
-        raise StageFailedError(f"encode: the Ray cluster has less than the {needed} of one worker")
-    n = min(where.training_workers, room, n_blocks)
-    return Encoders(n, max(1, int(min(cores)) // math.ceil(n / len(cores))))
+    return [pa.table({"address": [address], "video_ids": [[key.split("/")[0] for key in keys]]}) for address, keys in files.items()]
 
 
 def _weights(recipe: Recipe) -> str:
@@ -241,13 +214,13 @@ def _encode(blocks: list[pa.Table], attempt: Attempt, recipe: Recipe, where: Whe
     """Returns what was measured."""
     import ray.data  # here, so that a run with nothing to do starts in a second
 
-    from infra.cluster import cluster
+    from infra.cluster import cluster, nodes
     from infra.flow import commit_as_it_comes
 
-    with cluster(where), failing(STAGE), counting(STAGE, "videos", sum(map(len, blocks))) as counter:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        encoders = encoders_that_fit(nodes, where, n_blocks=len(blocks))
-        ds = build(ray.data.from_blocks(blocks), recipe, attempt.writer(), training_gpus=where.training_gpus, encoders=encoders)
+    n_videos = sum(len(block["video_ids"][0]) for block in blocks)
+    with cluster(where), failing(STAGE), counting(STAGE, "videos", n_videos) as counter:
+        workers = workers_that_fit(nodes(where), where, n_blocks=len(blocks), stage=STAGE)
+        ds = build(ray.data.from_blocks(blocks), recipe, attempt.writer(), training_gpus=where.training_gpus, workers=workers)
         return commit_as_it_comes(ds, attempt, counter, stall_s=where.stall_s)
 
 

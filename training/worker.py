@@ -31,7 +31,7 @@ from training.history import History
 from training.incidents import Loss, OtherWorkerError, RefusedError, losses_of
 from training.job import Job
 from training.loss import KEPT_BYTES, TERMS, Encoder, Rows, TargetLoss, feature_bytes, text_of
-from training.models import frozen_vlm, new_hypernetwork
+from training.models import begun_from, frozen_vlm, new_hypernetwork
 from training.signals import Asked
 from training.streams import Source
 from video2lora.hypernetwork import Hypernetwork, HypernetworkConfig
@@ -101,7 +101,7 @@ class Worker:
         checkpoint = checkpoints.latest(f"{job.folder}/checkpoints")
         self.history = History.of(checkpoint.state) if checkpoint else History()
         self.clock, self.rejected = Clock(self.history.seconds), self.history.rejected
-        hypernetwork, moments = checkpoints.load(checkpoint) if checkpoint else (new_hypernetwork(job.recipe, self.vlm), None)
+        hypernetwork, moments = checkpoints.load(checkpoint) if checkpoint else (self.first_hypernetwork(), None)
         self.student = TargetLoss(hypernetwork.to(self.device), self.vlm, dtype=self.settings.dtype)
         self.weights = torch.tensor([getattr(self.settings, f"{name}_weight") for name in TERMS], device=self.device)  # of each term
         self.encoder = Encoder(self.vlm, opens_answer=job.recipe.hypernetwork.opens_answer, keeps=False)
@@ -118,6 +118,13 @@ class Worker:
             loss = self.engine.deepspeed(self.features(first[0].batch), first[0].texts)[0].mean()
             self.engine.restore(moments, step=self.history.step, loss=loss)
         self.writer = checkpoints.Writer(f"{job.folder}/checkpoints", kept=self.settings.checkpoints_kept)
+
+    def first_hypernetwork(self) -> Hypernetwork:
+        """Before the first step. Raises BadInputError."""
+        if self.job.start_from is None:
+            return new_hypernetwork(self.job.recipe, self.vlm)
+        weights_sha256 = self.job.made_from["start_from"]["weights_sha256"]
+        return begun_from(self.job.recipe, self.vlm, self.job.start_from, weights_sha256=weights_sha256)
 
     def batches_from_here(self) -> Iterator[Batch]:
         """This worker's batches from the present step on. Held examples also say whether all their features can be kept."""

@@ -69,6 +69,9 @@ class Wups:
         words, of_references = self.words(answer), [self.words(reference) for reference in references]
         if any(len(one) == 1 and (one[0] in EXACT or one[0].isdecimal()) for one in of_references):
             return float(words in of_references)
+        if not words:  # nothing but stop words, or nothing: equal to none but itself
+            said = WORDS.findall(answer.lower())
+            return float(bool(said) and said in [WORDS.findall(reference.lower()) for reference in references])
         return max(self._of_words(words, one, threshold) for one in of_references)
 
     def words(self, text: str) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from jaxtyping import Float64, Int64, UInt8
 
 from video2lora.pixels import LARGEST_EDGE_PX
 from video2lora.video_file import (
+    FORMATS,
     MAX_FRAME_PX,
     RejectReason,
     VideoDecodeError,
@@ -163,7 +164,7 @@ def _fitted_size(longest_edge_px: int) -> dict[str, str]:
 
 def _input(**options: int) -> Any:
     """One thread, nothing but one file; ffmpeg itself turns phone videos upright. Options are of the decoder."""
-    return ffmpeg.input(_INPUT, protocol_whitelist="file", threads=1, **options)
+    return ffmpeg.input(_INPUT, protocol_whitelist="file", format_whitelist=FORMATS, threads=1, **options)
 
 
 def _run(path: str | os.PathLike[str], command: Any, *, timeout_s: float) -> tuple[bytes, str]:

@@ -11,7 +11,7 @@ caller's to check.
 """
 
 import io
-import pickle
+import pickle  # noqa: TID251  for the name of its error
 import pickletools
 import struct
 import warnings
@@ -89,7 +89,7 @@ def read_inert(path: Path, *, packages: Collection[str]) -> Any:
             )
         try:
             with serialization.safe_globals([(Inert, name) for name in names]):
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # noqa: TID251  nothing in it is run
         except MALFORMED as error:
             raise ValueError(f"{path}: cannot read the pickle in it ({_cause(error)})") from error
 

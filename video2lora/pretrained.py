@@ -60,7 +60,18 @@ def load_vlm(model: str = "tiny", *, revision: str | None = None, dtype: str = "
             f"vlm.model: {model!r} is a {type(loaded).__name__}, expected one of {known} (video2lora/family.py says how to add one)"
         )
     loaded.eval().requires_grad_(False).to(device)
+    without_cudnn_attention(device)
     return FrozenVLM(family(loaded, tokenizer), model, weights_digest(loaded), revision)
+
+
+def without_cudnn_attention(device: str) -> None:
+    """Have torch leave out cuDNN's attention, which torch 2.13 prefers on Hopper and Blackwell in bfloat16. To be called with CUDA up.
+
+    It is reported to go wrong where a row's mask lets nothing through, as of padding: NaN (unslothai/unsloth#9848), gradients of NaN
+    (pytorch#196678), wrong greedy text with few KV heads (pytorch#193893). From the reports: never seen by us, who have had no such GPU.
+    """
+    if torch.device(device).type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def vlm_path(model: str) -> str:

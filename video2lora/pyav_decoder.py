@@ -27,6 +27,7 @@ from jaxtyping import Float64, Int64, UInt8
 from video2lora.pixels import fit, resize
 from video2lora.sampling import ClipRequest, Frames, plan_frames
 from video2lora.video_file import (
+    FORMATS,
     MAX_FRAME_PX,
     RejectReason,
     VideoDecodeError,
@@ -39,7 +40,7 @@ from video2lora.video_file import (
 # Containers that store the order of decoding and no times: with frames out of order, libav's times are guesses.
 _NO_PRESENTATION_TIMES = ("avi", "h264", "hevc", "m4v", "mpegvideo")
 
-_OPTIONS = {"protocol_whitelist": "file"}  # a playlist named .mp4 must not make us fetch addresses
+_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS}  # a playlist named .mp4 must not make us read what it names
 
 
 @dataclass(frozen=True)

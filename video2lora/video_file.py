@@ -31,6 +31,34 @@ class RejectReason(StrEnum):
 # 8192 x 8192 pixels, four times 4K and above 8K (7680 x 4320): 200 MB as RGB. Ours; ffmpeg's own limit is 2^31 bytes.
 MAX_FRAME_PX = 2**26
 
+# Demuxers, by their first name in libav, that read the file which they are given. Others read what its bytes name, whatever it is called: a
+# DASH manifest or a playlist that is named clip.mp4 would show any file of this machine, as if it were the clip.
+FORMATS = ",".join(
+    (
+        *(
+            "mov",
+            "matroska",
+            "avi",
+            "flv",
+            "asf",
+            "mpeg",
+            "mpegts",
+            "mpegvideo",
+            "m4v",
+            "ogg",
+            "gif",
+            "mxf",
+            "dv",
+            "nut",
+            "ivf",
+            "wtv",
+            "rm",
+        ),
+        *("h261", "h263", "h264", "hevc", "vvc", "obu", "vc1", "mjpeg", "yuv4mpegpipe"),  # a stream without a container
+        *("mp3", "wav", "flac", "aac"),  # sound, to be told as such
+    )
+)
+
 _SIGNATURES = (  # (offset in bytes, bytes): what the containers of the clips that we meet begin with
     (4, b"ftyp"), (4, b"moov"), (4, b"mdat"), (4, b"free"), (4, b"wide"), (4, b"skip"),  # MP4, MOV
     (0, b"\x1aE\xdf\xa3"),  # Matroska, WebM

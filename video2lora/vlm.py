@@ -295,6 +295,8 @@ class FrozenVLM:
     @torch.no_grad()
     def time_to_first_token(self, batch: TextBatch, videos: Sequence[Frames] | None = None) -> float:
         """Seconds from a tokenized prompt (and decoded frames) to the first token's id."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # what was queued before, as merging an adapter, is not this question's
         started = time.perf_counter()
         frame_tokens = None if videos is None else self.frame_tokens(videos)
         next(self.token_steps(batch, decoding=Decoding(max_new_tokens=1), frame_tokens=frame_tokens)).tolist()

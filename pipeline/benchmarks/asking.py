@@ -1,8 +1,8 @@
 """A benchmark that is asked for -> its questions in `questions`, its videos in `videos`, split test.
 
-Reads: annotation files, a folder of videos; `files` and `videos`, so that no video that was trained on becomes a test video. Writes:
-through `manifest` what it writes, with the same rejects. Command: `video2lora benchmark NAME ...`. Cost: every byte of each drawn video
-that was never read.
+Reads: annotation files, a folder of videos; `files` and `videos`, so that no video that they have of another split becomes a test video.
+Writes: through `manifest` what it writes, with the same rejects. Command: `video2lora benchmark NAME ...`. Cost: every byte of each drawn
+video that was never read.
 
 Questions are drawn before anyone looks which videos are there. What was drawn stands in the `asked` of `questions`, under `benchmarks`,
 and the drawn rows are the table's: run again with another seed or number, they take the place of those before. Benchmarks stand beside
@@ -23,7 +23,7 @@ from pipeline.benchmarks import own
 from pipeline.benchmarks.catalogue import JSONL, MADE_WORLD, Benchmark, published
 from pipeline.benchmarks.draw import drawn
 from pipeline.benchmarks.found import Folder
-from pipeline.benchmarks.items import Item, read_file
+from pipeline.benchmarks.items import Item, read_file, shown
 from pipeline.benchmarks.prompts import prompts_of, worded
 from pipeline.benchmarks.seen import trained_on, without_seen
 from pipeline.benchmarks.wanted import Wanted
@@ -56,21 +56,23 @@ def run(asked: Asked, recipe: Recipe, where: Where) -> str:
         say(f"benchmark {wanted.name}: {tables[1].folder} has all of it, nothing to do")
     if missing:
         more = f", and {len(missing) - N_NAMED} more" if len(missing) > N_NAMED else ""
-        say(f"benchmark {wanted.name}: {len(missing)} videos are missing: {', '.join(missing[:N_NAMED])}{more}")
+        say(f"benchmark {wanted.name}: {len(missing)} videos are missing: {', '.join(map(shown, missing[:N_NAMED]))}{more}")
     return "; ".join([_told(wanted, tables[1]), *map(summary, tables)])
 
 
 def _wanted(asked: Asked, recipe: Recipe, where: Where) -> Wanted:
+    if asked.prompts == "own" and asked.name in (MADE_WORLD, JSONL):
+        raise BadInputError(f"{asked.name}: --prompts own: its questions are asked as they are written; leave it out")
     if asked.name == MADE_WORLD:
         if asked.annotations or asked.videos:
             raise BadInputError(f"{MADE_WORLD}: got --annotations or --videos, expected none: it renders the recipe's own clips")
         return own.made_world(recipe, where, n=asked.n, seed=asked.seed)
     if asked.name == JSONL:
-        return own.jsonl(asked.annotations, asked.videos, n=asked.n, seed=asked.seed)
-    return _published(asked, published(asked.name))
+        return own.jsonl(asked.annotations, asked.videos, where, n=asked.n, seed=asked.seed)
+    return _published(asked, published(asked.name), where)
 
 
-def _published(asked: Asked, benchmark: Benchmark) -> Wanted:
+def _published(asked: Asked, benchmark: Benchmark, where: Where) -> Wanted:
     prompts = prompts_of(benchmark.name, asked.prompts)
     if not asked.annotations or asked.videos is None:
         raise BadInputError(f"{benchmark.name}: expected -a {benchmark.annotations} -v {benchmark.videos}; see docs/benchmarks.md")
@@ -83,7 +85,7 @@ def _published(asked: Asked, benchmark: Benchmark) -> Wanted:
         raise BadInputError(f"{benchmark.name}: {', '.join(asked.annotations)}: {why}; expected {benchmark.annotations}")
     n = benchmark.n if asked.n is None else asked.n
     chosen = drawn(loaded.items, n=n, seed=asked.seed, by=benchmark.by)
-    folder = Folder(asked.videos)
+    folder = Folder(asked.videos, where.roots)
     folder.check(benchmark.name, chosen)
     told = {
         "files": {file.name: file.digest for file in files}, "prompts": asked.prompts, "n": n, "by": benchmark.by, "seed": asked.seed,
@@ -130,7 +132,8 @@ def _bring_in(wanted: Wanted, root: str) -> list[str]:
     there = videos.read(["video_id", "split"]).to_pylist()
     tested = frozenset(row["video_id"] for row in there if row["split"] == "test")
     ids = {named: one for named, one in examined.ids.items() if one in tested}
-    write_questions(root, wanted.questions, ids, benchmark=wanted.name, draw=Draw(wanted.told, why, tested))
+    taught = frozenset(row["video_id"] for row in there) - tested
+    write_questions(root, wanted.questions, ids, benchmark=wanted.name, draw=Draw(wanted.told, why, taught))
     return sorted({one["detail"].partition(": ")[0] for one in examined.rejects if one["reason"] == "missing"})
 
 

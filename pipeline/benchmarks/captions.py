@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from pipeline.benchmarks.items import File, Item, Loaded, clean, count_of, gather, json_object, json_rows, text_of
-from pipeline.source_rows import Span
+from infra.contents import Span
+from pipeline.benchmarks.items import File, Item, Loaded, clean, count_of, gather, json_object, json_rows, shown, text_of, video_of
 
 VDC_STYLES = ("short", "detailed", "camera", "background", "main_object")
 CAREBENCH_COLUMNS = {
@@ -30,9 +30,9 @@ def activitynet_captions(files: Sequence[File]) -> Loaded:
     for file in files:
         for video, said in json_object(file).items():
             try:
-                references.setdefault(clean(video, "video"), set()).add(_paragraph(said))
+                references.setdefault(video_of({"video": video}, "video"), set()).add(_paragraph(said))
             except ValueError as error:
-                loaded.bad.append((f"{file.name}:{video}", str(error)))
+                loaded.bad.append((f"{file.name}:{shown(video)}", str(error)))
     for video, texts in references.items():
         if texts:
             names = (video, video.removeprefix("v_"))
@@ -73,7 +73,7 @@ def _by_style(files: Sequence[File], columns: dict[str, str], read: Any) -> Load
 
 
 def _vdc(style: str, column: str, key: str, row: Row) -> Item:
-    names = tuple(dict.fromkeys(text_of(row, name) for name in ("video_name", "video_id") if row.get(name) is not None))
+    names = tuple(dict.fromkeys(video_of(row, name) for name in ("video_name", "video_id") if row.get(name) is not None))
     if not names:
         raise ValueError("video_id: got None, expected a text")
     reference = text_of(row, column)
@@ -81,7 +81,7 @@ def _vdc(style: str, column: str, key: str, row: Row) -> Item:
 
 
 def _carebench(style: str, column: str, key: str, row: Row) -> Item:
-    video, said = text_of(row, "video"), row.get(column)
+    video, said = video_of(row, "video"), row.get(column)
     texts = [clean(one, column) for one in (said if isinstance(said, list) and said else [said])]
     # A list of short phrases is one reference, joined as on the paper's page; a list of captions is several.
     references = ("; ".join(texts),) if style in ("events", "objects") else tuple(texts)
@@ -111,7 +111,7 @@ def _region(key: str, row: Row, reference: str, span: Span) -> Item:
     uid = str(row.get("uid"))
     if row.get("uid") is None:
         raise ValueError("uid: got None, expected a number or a text")
-    return Item(key, uid, (text_of(row, "video"),), (reference,), task="caption", span=span, told_apart_by=uid)
+    return Item(key, uid, (video_of(row, "video"),), (reference,), task="caption", span=span, told_apart_by=uid)
 
 
 def _paragraph(said: Any) -> str:

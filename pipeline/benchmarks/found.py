@@ -4,27 +4,44 @@ import posixpath
 from collections.abc import Iterator, Sequence
 
 from infra.errors import BadInputError
-from pipeline.benchmarks.items import Item
-from pipeline.sources import VIDEO_SUFFIXES, read_source, resolve
+from pipeline.benchmarks.items import Item, shown
+from pipeline.sources import VIDEO_SUFFIXES, read_source
 
 
 class Folder:
     """The video files of a folder, listed once. Raises BadInputError where there are none, or it is no folder; StorageError."""
 
-    def __init__(self, address: str) -> None:
-        source = read_source(address)
+    def __init__(self, address: str, allowed: str | None = None) -> None:
+        source = read_source(address, allowed)
         if source.address != source.folder:
             raise BadInputError(f"{address}: a file, expected a folder of videos")
-        self.address = source.address
-        self._by_name: dict[str, str] = {}
+        self.address, self.roots = source.address, source.roots
+        self._by_name: dict[str, list[str]] = {}
         paths = [posixpath.normpath(str(row.path)) for row in source.rows if row.path]
         for path in sorted(paths, key=_order):
             for name in _names(path):
-                self._by_name.setdefault(name, resolve(f"./{path}", self.address))
+                self._by_name.setdefault(name, []).append(path)
 
     def find(self, names: Sequence[str]) -> str | None:
-        """The address of the first of these names that is there."""
-        return next((self._by_name[one] for name in names for one in _names(name) if one in self._by_name), None)
+        """The address of the first of these names that is there.
+
+        A file that is called just so is it; else one that has the name in some folder. Raises BadInputError where several folders do.
+        """
+        for name in (one for asked in names for one in _names(asked)):
+            paths = self._by_name.get(name, [])
+            exact = [path for path in paths if name in (path, _stem(path))]
+            if not exact and len({posixpath.dirname(path) for path in paths}) > 1:
+                which = " or ".join(map(shown, paths))
+                raise BadInputError(f"{self.address}: video {shown(names[0])} may be {which}: leave one of them in the folder")
+            if paths:
+                return self._resolved((exact or paths)[0])
+        return None
+
+    def _resolved(self, path: str) -> str:
+        try:
+            return self.roots.resolve(f"./{path}")
+        except ValueError as error:
+            raise BadInputError(str(error)) from error
 
     def address_of(self, names: Sequence[str]) -> str:
         """Where it is, or where it would be: right in the folder, so that no annotation leads out of it."""
@@ -35,7 +52,7 @@ class Folder:
     def check(self, name: str, items: Sequence[Item]) -> None:
         """Raises BadInputError where none of the items' videos is there: then it is another folder that was meant."""
         if not any(self.find(item.videos) for item in items):
-            looked_for = ", ".join(sorted({item.videos[0] for item in items})[:3])
+            looked_for = ", ".join(sorted({shown(item.videos[0]) for item in items})[:3])
             raise BadInputError(f"{self.address}: none of the videos that {name} asks about is there (looked for {looked_for}, ...)")
 
 

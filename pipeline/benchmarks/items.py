@@ -9,20 +9,22 @@ import hashlib
 import io
 import json
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from infra.contents import Span
 from infra.errors import BadInputError
 from infra.objects import read_bytes
 from infra.parquet import from_parquet
 from infra.s3 import S3
-from pipeline.source_rows import Span
 
 Of = TypeVar("Of")
 SHOWN = 80  # characters of a wrong value that its reject shows
+MAX_COUNT = 2**53  # up to which every whole number is a float
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,12 @@ def json_rows(file: File) -> list[tuple[str, dict[str, Any] | ValueError]]:
         return [(f"{file.name}:{number}", row) for number, row in enumerate(found, 1)]
     text = file.text()
     if text.lstrip().startswith("["):
-        return [(f"{file.name}:{number}", _object(row)) for number, row in enumerate(_json(file), 1)]
+        return [(f"{file.name}:{number}", _storable(_object(row))) for number, row in enumerate(_json(file), 1)]
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     rows = [(f"{file.name}:{number}", _line(line)) for number, line in lines]
     if not any(isinstance(row, dict) for _, row in rows):
         raise BadInputError(f"{file.name}: expected a JSON list, JSON Lines or Parquet")
-    return rows
+    return [(key, _storable(row)) for key, row in rows]
 
 
 def csv_rows(file: File) -> list[tuple[str, dict[str, Any] | ValueError]]:
@@ -136,11 +138,24 @@ def clean(value: Any, name: str) -> str:
     return value.strip()
 
 
+def video_of(row: Mapping[str, Any], name: str) -> str:
+    """The name of a video, as `text_of`. Raises ValueError for one with control characters too: names are printed."""
+    text = text_of(row, name)
+    if any(unicodedata.category(one) == "Cc" for one in text):
+        raise ValueError(f"{name}: got {repr(text)[:SHOWN]}, expected no control characters")
+    return text
+
+
+def shown(name: str) -> str:
+    """A name as it stands, or escaped where it would tell a terminal more than text."""
+    return name if name.isprintable() else ascii(name)
+
+
 def count_of(row: Mapping[str, Any], name: str) -> int:
-    """Raises ValueError for what is no whole number of at least 0."""
+    """Raises ValueError for what is no whole number from 0 to MAX_COUNT."""
     value = row.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{name}: got {repr(value)[:SHOWN]}, expected a whole number of at least 0")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_COUNT:
+        raise ValueError(f"{name}: got {repr(value)[:SHOWN]}, expected a whole number from 0 to {MAX_COUNT}")
     return value
 
 
@@ -156,6 +171,15 @@ def _line(line: str) -> dict[str, Any] | ValueError:
         return _object(json.loads(line))
     except (ValueError, RecursionError) as error:
         return ValueError(f"not JSON: {error}")
+
+
+def _storable(row: dict[str, Any] | ValueError) -> dict[str, Any] | ValueError:
+    """Without half a surrogate pair in any name or text, which is JSON, but which no table takes."""
+    try:
+        json.dumps(None if isinstance(row, ValueError) else row, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        return ValueError(str(error))
+    return row
 
 
 def _object(value: Any) -> dict[str, Any] | ValueError:

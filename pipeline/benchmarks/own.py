@@ -35,17 +35,17 @@ def made_world(recipe: Recipe, where: Where, *, n: int | None, seed: int) -> Wan
     return Wanted(MADE_WORLD, videos, chosen, told | {"world": world})
 
 
-def jsonl(annotations: Sequence[str], folder: str | None, *, n: int | None, seed: int) -> Wanted:
+def jsonl(annotations: Sequence[str], folder: str | None, where: Where, *, n: int | None, seed: int) -> Wanted:
     """A file of rows; its stem is the benchmark of those that name none. Raises BadInputError, StorageError."""
     if len(annotations) != 1:
         raise BadInputError(f"{JSONL}: got {len(annotations)} annotation files, expected one (run it once for each)")
-    asked = read_jsonl(annotations[0])
+    asked = read_jsonl(annotations[0], where.roots)
     if folder is not None:
-        asked = replace(asked, folder=Folder(folder).address)
+        asked = replace(asked, folder=Folder(folder, where.roots).address)
     name = asked.address.rsplit("/", 1)[-1].split(".")[0]
     chosen, parsed, told = _drawn(asked, benchmark=name, n=n, seed=seed)
     if not parsed:
-        why = parse_question(asked.rows[0], asked.folder, benchmark=name)
+        why = parse_question(asked.rows[0], asked.roots, benchmark=name)
         detail = why["detail"] if isinstance(why, dict) else ""
         raise BadInputError(f"{asked.address}: no row asks anything: {detail}; expected uri, question and references")
     videos: dict[tuple[object, ...], SourceRow] = {}
@@ -62,7 +62,7 @@ def _drawn(asked: Source, *, benchmark: str, n: int | None, seed: int) -> tuple[
     """The rows that are asked, with all that are none; the good ones by their keys; and how they were drawn."""
     parsed: dict[str, QuestionRow] = {}
     for row in asked.rows:
-        one = parse_question(row, asked.folder, benchmark=benchmark)
+        one = parse_question(row, asked.roots, benchmark=benchmark)
         if isinstance(one, QuestionRow):
             parsed[row.key] = one
     by_key, items = {row.key: row for row in asked.rows}, []

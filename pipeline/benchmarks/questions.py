@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from infra.errors import BadInputError
-from pipeline.benchmarks.items import File, Item, Loaded, clean, csv_rows, gather, json_object, json_rows, text_of
+from pipeline.benchmarks.items import File, Item, Loaded, clean, csv_rows, gather, json_object, json_rows, text_of, video_of
 
 ACTIVITYNET_QA_TYPES = ("motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other")  # 0 to 8
 
@@ -34,7 +34,10 @@ def nextqa(files: Sequence[File]) -> Loaded:
 
 
 def activitynet_qa(files: Sequence[File]) -> Loaded:
-    """A file of questions (video_name, question, question_id) and one of answers (answer, type, question_id), in any order."""
+    """A file of questions (video_name, question, question_id) and one of answers (answer, type, question_id), in any order.
+
+    What is said of a question_id again, or of none, is bad.
+    """
     loaded = Loaded()
     asked: dict[str, tuple[str, Row]] = {}
     answered: dict[str, tuple[str, Row]] = {}
@@ -43,14 +46,21 @@ def activitynet_qa(files: Sequence[File]) -> Loaded:
             if isinstance(row, ValueError) or not ("question" in row or "answer" in row):
                 loaded.bad.append((key, str(row) if isinstance(row, ValueError) else "expected a question or an answer"))
                 continue
-            name = str(row.get("question_id"))
-            if "question" in row:
-                asked[name] = key, row
-            if "answer" in row:
-                answered[name] = key, row
+            try:
+                name = text_of(row, "question_id")
+            except ValueError as error:
+                loaded.bad.append((key, str(error)))
+                continue
+            of_row = [("question", asked)] * ("question" in row) + [("answer", answered)] * ("answer" in row)
+            again = [f"question_id {name!r} has its {what} in {said[name][0]}" for what, said in of_row if name in said]
+            if again:
+                loaded.bad.append((key, "; ".join(again)))
+                continue
+            for _, said in of_row:
+                said[name] = key, row
     joined = [(key, row | answered.get(name, ("", {}))[1]) for name, (key, row) in asked.items()]
     of_questions = gather(joined, _activitynet_qa)
-    loaded.bad.extend((key, f"no question of question_id {name}") for name, (key, _) in answered.items() if name not in asked)
+    loaded.bad.extend((key, f"no question of question_id {name!r}") for name, (key, _) in answered.items() if name not in asked)
     return Loaded(of_questions.items, [*loaded.bad, *of_questions.bad])
 
 
@@ -75,7 +85,7 @@ def vidcapbench(files: Sequence[File]) -> Loaded:
 
 
 def _nextqa(more: dict[str, Any], key: str, row: Row) -> Item:
-    video, qid = text_of(row, "video"), text_of(row, "qid")
+    video, qid = video_of(row, "video"), text_of(row, "qid")
     of_video = more.get(video)
     second = of_video.get(qid) if isinstance(of_video, dict) else None
     answers = [text_of(row, "answer")] + ([] if second is None else [clean(second, "second answer")])
@@ -85,7 +95,7 @@ def _nextqa(more: dict[str, Any], key: str, row: Row) -> Item:
 
 
 def _activitynet_qa(key: str, row: Row) -> Item:
-    video, kind = text_of(row, "video_name"), row.get("type")
+    video, kind = video_of(row, "video_name"), row.get("type")
     number = int(kind) if isinstance(kind, str) and kind.isdigit() else kind  # a text in the Hub's mirror
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(ACTIVITYNET_QA_TYPES):
         raise ValueError(f"type: got {kind!r}, expected 0 to {len(ACTIVITYNET_QA_TYPES) - 1} of an answer of the same question_id")
@@ -97,7 +107,7 @@ def _activitynet_qa(key: str, row: Row) -> Item:
 
 
 def _sgqa(key: str, row: Row) -> Item:
-    video, question = text_of(row, "video"), text_of(row, "question")
+    video, question = video_of(row, "video"), text_of(row, "question")
     uid = str(row.get("uid") or f"{video}/{question}")
     style = text_of(row, "domain") if row.get("domain") else ""
     return Item(key, uid, (video,), (text_of(row, "answer"),), question=question, style=style)
@@ -105,6 +115,6 @@ def _sgqa(key: str, row: Row) -> Item:
 
 def _vidcapbench(key: str, row: Row) -> Item:
     # Published with the folders of the authors' machine before it.
-    video, question = posixpath.basename(text_of(row, "video_dir").rstrip("/")), text_of(row, "question")
+    video, question = posixpath.basename(video_of(row, "video_dir").rstrip("/")), text_of(row, "question")
     style = text_of(row, "sub_category") if row.get("sub_category") else ""
     return Item(key, f"{video}/{style}/{question}", (video,), (text_of(row, "answer"),), question=question, style=style)

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from infra.attempt import reject
+from infra.contents import Span, video_id
 from infra.storage import Table
-from pipeline.manifest import Examined, video_id
-from pipeline.source_rows import STAGE, Span
+from pipeline.manifest import Examined
+from pipeline.source_rows import STAGE
 
 
 def trained_on(root: str) -> dict[str, str]:

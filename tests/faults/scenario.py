@@ -16,7 +16,7 @@ from typing import Any
 
 from infra.storage import Table
 from tests.faults import results
-from tests.faults.command import Ran, Running, running
+from tests.faults.command import Ran, Running, below, kill, running
 from tests.faults.judging import Cost, cost
 from tests.faults.opened import Opened
 from tests.faults.world import World, n_commits
@@ -49,6 +49,13 @@ def ray_nodes(*n_cpus: int) -> Iterator[Any]:
         yield cluster
     finally:
         cluster.shutdown()
+
+
+def lose(cluster: Any, node: Any) -> None:
+    """SIGKILL to a node and to all that runs on it, as when its machine is gone."""
+    processes = below(node.all_processes["raylet"][0].process.pid)
+    cluster.remove_node(node, allow_graceful=False)
+    kill(processes)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.command import Ran
 from tests.faults.opened import opened
-from tests.faults.scenario import Job, Undisturbed, ray_nodes
+from tests.faults.scenario import Job, Undisturbed, lose, ray_nodes
 from tests.faults.test_frames import MOST
 from tests.faults.world import BLOCK, N_DECODERS, World
 
@@ -39,7 +39,7 @@ def test_a_node_is_killed(nodes_job: Job, nodes: Any, undisturbed: Undisturbed, 
     with opened(nodes_job.world.clips) as clips:
         with nodes_job.start("frames") as command:
             nodes_job.reach(command, "frames", most=MOST)
-            nodes.remove_node(nodes_job.rng.choice(sorted(nodes.worker_nodes, key=lambda one: one.unique_id)), allow_graceful=False)
+            lose(nodes, nodes_job.rng.choice(sorted(nodes.worker_nodes, key=lambda one: one.unique_id)))
             nodes_job.end(command)
         nodes_job.run_until_done("frames")
     nodes_job.judge("Ray node, kill -9 of all its processes", undisturbed, clips=clips, most_in_flight=N_DECODERS * BLOCK)

@@ -1,4 +1,4 @@
-"""The command line in this process, where torch is loaded once; and clips of the made world to give it."""
+"""The command line in this process, where torch is loaded once; data folders, and clips of the made world to give it."""
 
 import shutil
 import sys
@@ -23,6 +23,18 @@ class Ran:
 
 
 Command = Callable[..., Ran]
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A data folder on each kind of storage; the test is run on both."""
+    return str(tmp_path / "data") if request.param == "disk" else f"{request.getfixturevalue('bucket')}/data"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """A data folder on the disk."""
+    return str(tmp_path / "data")
 
 
 @pytest.fixture

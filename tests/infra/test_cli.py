@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from infra.cli import command_error
-from infra.errors import StorageError
+from infra.errors import StorageError, command_error
 
 Command = Callable[..., Any]
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,8 +19,9 @@ from infra.attempt import reject
 from infra.config import SceneSettings
 from infra.errors import SupersededError
 from infra.forget import ORDER
-from infra.objects import read_bytes
+from infra.objects import read_bytes, write_new
 from infra.of_video import FORGOTTEN
+from infra.parquet import to_parquet
 from infra.storage import Table
 from tests.infra.made_tables import IDS, RECIPE, content_hash, everything, make_examples, make_hypernetwork, make_root, make_tables, row
 
@@ -217,6 +219,25 @@ def test_what_was_trained_on_it_is_named(root: str, command: Command) -> None:
         assert f"{output.folder}: trained on it: among the 4 examples" in ran.out
         assert "/checkpoints/step-00000100-0123abcd: trained on it" in ran.out
     assert "split is not known any more" in ran.out, "its row is gone, and the log still knows that it was there"
+
+
+def test_reports_and_figures_that_hold_it_are_named(root: str, command: Command) -> None:
+    """As what made them lies there, also a figure that was killed before its last cell. What holds others is not named."""
+    outputs = {}
+    for folder, label in ((sets.REPORTS, "report"), (sets.FIGURES, "sweep")):
+        for i in (0, 1):
+            outputs[folder, i] = output = sets.made_output(root, folder, label, {"of": i})
+            output.begin({"of": i})
+            rows = pa.table({"video_id": [IDS[i], IDS[3]], "answer": ["it", "it"]})
+            if folder == sets.REPORTS:
+                write_new(f"{output.folder}/rows.parquet", to_parquet(rows))
+            for cell, of in (("12-384", [rows.to_pylist()[1]]), ("24-384", rows.to_pylist())):
+                if folder == sets.FIGURES:
+                    write_new(f"{output.folder}/cells/{cell}.json", json.dumps({"rows": of}, indent=1).encode())
+    out = command("forget", IDS[0], "--yes").out
+    assert f"{outputs[sets.REPORTS, 0].folder}: a report that shows it" in out
+    assert f"{outputs[sets.FIGURES, 0].folder}: a figure that holds answers about it" in out
+    assert not any(outputs[folder, 1].folder in out for folder in (sets.REPORTS, sets.FIGURES))
 
 
 def test_what_was_trained_since_is_told_from_what_was_trained_before(root: str, command: Command) -> None:

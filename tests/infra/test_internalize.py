@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import HTTPServer, SimpleHTTPRequestHandler
@@ -25,7 +26,7 @@ from PIL import Image
 
 from infra.collection import CATALOGUE
 from infra.errors import BadInputError
-from infra.fetch import expand, fetched, public_name
+from infra.fetch import OutOfReachError, expand, fetched, public_name
 from infra.internalize import sampling_named
 from video2lora import api
 from video2lora.sampling import Sampling
@@ -312,6 +313,18 @@ def test_a_pattern_is_what_it_matches_in_natural_order(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="no file matches"):
         expand([f"{tmp_path}/*.avi"])
     assert public_name("zip://a.mp4::https://me:pw@host/x.zip?sig=1#top") == "zip://a.mp4::https://host/x.zip"
+
+
+def test_urls_that_lead_nowhere_cost_one_clip_and_archives_keep_their_place(tmp_path: Path) -> None:
+    with pytest.raises(OutOfReachError, match=r"ftp://127\.0\.0\.1:1/a\.mp4 is out of reach"), fetched("ftp://127.0.0.1:1/a.mp4"):
+        pass
+    with pytest.raises(OutOfReachError, match="is out of reach"):
+        expand(["ftp://127.0.0.1:1/*.mp4"])
+    with zipfile.ZipFile(tmp_path / "clips.zip", "w") as archive:
+        archive.writestr("in/a.mp4", b"of the archive")
+    (url,) = expand([f"zip://in/*.mp4::{tmp_path}/clips.zip"])
+    with fetched(url) as path:
+        assert Path(path).read_bytes() == b"of the archive"
 
 
 def test_a_pipe_is_refused_and_not_waited_for(command: Command, tmp_path: Path) -> None:

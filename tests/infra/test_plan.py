@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from infra import jobs, sets
-from infra.config import Where, load_recipe
+from infra.config import Recipe, Where, load_recipe
 from infra.stage import Order
 from infra.storage import Table
+from infra.teacher_cost import teacher_cost
 from tests.infra.made_tables import IDS, content, make_frames, make_sources, row, write
 
 Command = Callable[..., Any]
@@ -193,6 +194,22 @@ def test_hours_are_at_the_rate_last_measured_with_these_weights(
     assert teacher["hours"] == pytest.approx(10 * n / 50 / 4 / 3600) and (teacher["n_engines"], teacher["n_gpus"]) == (4, 8.0)
     text = " ".join(command("plan", "-r", longer).out.split())
     assert "on 4 engines, 8 GPUs" in text and "50.0 tokens/s of an engine, measured here in" in text
+
+
+def test_engines_are_counted_as_they_will_start(root: str, recipe: Path) -> None:
+    make_sources(root, 5)
+    make_frames(root, 5)
+    order, asked = order_of("targets", recipe, root), load_recipe(str(recipe))
+    grows = Where(data=root, teacher_gpus=2.0, grows_to='[{"n": 3, "CPU": 8, "GPU": 4}, {"n": 2, "CPU": 8}]')
+
+    def expected(where: Where, n_prompts: int, by: Recipe = asked) -> tuple[int, float]:
+        cost = teacher_cost(order, by, where, n_prompts=n_prompts)
+        return cost["n_engines"], cost["n_gpus"]
+
+    assert [expected(grows, n) for n in (0, 10, 10_000, 1_000_000)] == [(1, 2.0), (1, 2.0), (4, 8.0), (6, 12.0)]
+    assert expected(grows.model_copy(update={"grows_to": None}), 1_000_000) == (1, 2.0), "one at least, where nobody is asked"
+    elsewhere = asked.model_copy(update={"teacher": asked.teacher.model_copy(update={"served_by": "endpoint"})})
+    assert expected(grows, 10_000, elsewhere) == (4, 0.0)
 
 
 def test_another_prompt_set_makes_its_own_prompts_pending_and_no_others(root: str, tmp_path: Path, recipe: Path, command: Command) -> None:

@@ -189,4 +189,16 @@ def test_of_hypernetworks_on_fewer_and_more_examples_the_one_finished_last(tmp_p
         found.append(trained(RECIPE, examples))
         time.sleep(0.002)  # a time to the millisecond tells them apart
     assert len({one.folder for one in found}) == 3
+    examples.begin({"n": 4}, []).complete()  # which none was trained on
     assert trained_hypernetwork(RECIPE, root) == found[-1]
+    examples.begin({"n": 5}, [])  # being made
+    assert trained_hypernetwork(RECIPE, root) == found[-1]
+
+
+def test_the_hypernetwork_of_the_examples_there_are_now_comes_first_whatever_a_clock_said(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    examples = closed_examples(RECIPE, root)
+    before = trained(RECIPE, examples)
+    Path(before.folder, "complete.json").write_text('{"at": "2099-01-01T00:00:00.000+00:00"}')
+    examples.begin({"n": 2}, []).complete()
+    assert trained_hypernetwork(RECIPE, root) == before != trained(RECIPE, examples) == trained_hypernetwork(RECIPE, root)

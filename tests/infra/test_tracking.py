@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from infra import runs
 from infra.config import Recipe, TrainingSettings, Where
-from infra.tracking import Run, log_artifacts, open_run, send_missed, tracking_uri
+from infra.errors import StageFailedError, TerminatedError
+from infra.running import held
+from infra.tracking import Run, log_artifacts, open_run, public, send_missed, tracking_uri
+from tests.servers.ending import ending
 
 RECIPE = Recipe(training=TrainingSettings(n_steps=7))
 VIDEOS = {"asked": {}, "rows": "cafe", "n_rows": 3}
@@ -104,6 +108,44 @@ def test_an_absent_server_is_said_without_its_password_and_stops_nothing(
     assert told.count("http://127.0.0.1:9/x is away") == told.count("going on without it") == 2 and "secret" not in told
     kept = [path.read_text() for path in (tmp_path / "tracking").rglob("*.json")]
     assert any("loss" in text for text in kept) and not any("secret" in text for text in kept)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql+psycopg2://mlflow:Zm9/vYmFy@db:5432/mlflow", "postgresql+psycopg2://db:5432/mlflow"),
+        ("postgresql://mlflow:p@ss/w@db/mlflow?sslmode=require", "postgresql://db/mlflow"),
+        ("https://TOKEN@host/mlflow", "https://host/mlflow"),
+        ("https://host/v1?key=SECRET#part", "https://host/v1"),
+        ("postgresql://mlflow:is?it/so@db/mlflow", "postgresql://..."),
+        ("https://host/v1?token=se@cret", "https://..."),
+        ("sqlite:////home/me@work/mlflow.db?timeout=9", "sqlite:////home/me@work/mlflow.db"),
+        ("http://[::1]:5000/x", "http://[::1]:5000/x"),
+        ("mlruns", "mlruns"),
+    ],
+)
+def test_an_address_is_shown_without_what_may_be_secret(uri: str, shown: str) -> None:
+    assert public(uri) == shown
+
+
+def test_sigterm_while_mlflow_is_told_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow takes whatever is raised in a request for a failure of the request."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    root = str(tmp_path / "data")
+    with ending() as address, pytest.raises(TerminatedError), held(Where(data=root, mlflow_tracking_uri=address), "run", {}) as running:
+        opened(running.where)
+        running.why = "it went on"
+    assert [one.closed and one.closed["exit_code"] for one in runs.read(root).attempts] == [143]
+
+
+def test_an_error_that_was_on_its_way_before_keeps_what_tracking_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    where = Where(data=str(tmp_path), mlflow_tracking_uri="http://127.0.0.1:9")
+    monkeypatch.setattr("infra.tracking.AT_THE_END_S", 0)
+    with pytest.raises(StageFailedError, match="no"), opened(where) as run:
+        run.pending.append((None, {"kind": "tags", "tags": {"said": "late"}}))
+        raise StageFailedError("no")
+    assert any(item.get("tags") == {"said": "late"} for items in run.outbox.read()[1].values() for item in items)
 
 
 def test_what_tracking_missed_is_sent_when_it_is_back(where: Where, capsys: pytest.CaptureFixture[str], impatient: None) -> None:

@@ -219,6 +219,33 @@ def test_training_videos_that_came_later_are_seen_by_the_next_run(folder: Path, 
     assert len(asked_in(where, "activitynet_qa")) == 4
 
 
+def test_questions_of_a_video_that_is_gone_are_gone(folder: Path, where: Where, tmp_path: Path) -> None:
+    """The file of its name holds another content now, so that the old video is of no split."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("v_a.mp4", "v_c.webm"):
+        shutil.copy(folder / name, mine)
+    asked = Asked("activitynet_qa", annotations=activitynet(tmp_path, "a", "c"), videos=str(mine))
+    run(asked, Recipe(), where)
+    shutil.copy(folder / "311.mp4", mine / "v_a.mp4")
+    assert run(asked, Recipe(), where) == (
+        "activitynet_qa: 4 of 4 drawn questions are asked (4 in all, seed 0); "
+        "videos: 2 rows, 1 rejects (superseded 1); questions: 4 rows, 0 rejects"
+    )
+    videos = Table(where.data, "videos").read(["video_id"])["video_id"].to_pylist()
+    assert {row["video_id"] for row in asked_in(where, "activitynet_qa")} == set(videos)
+
+
+def test_a_missing_video_of_a_name_that_would_steer_a_terminal(
+    folder: Path, where: Where, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"question": "What is it?", "references": ["a clip"]}
+    source = lines(tmp_path / "mine.jsonl", row | {"uri": "v_a.mp4"}, row | {"uri": "v_\x1b[31m.mp4"})
+    told = run(Asked("jsonl", annotations=[source], videos=str(folder)), Recipe(), where)
+    err = capsys.readouterr().err
+    assert "missing 1" in told and r"v_\x1b[31m.mp4" in err and "v_\x1b" not in err
+
+
 def test_a_video_under_two_names_is_one(folder: Path, where: Where, tmp_path: Path) -> None:
     twice = tmp_path / "twice"
     twice.mkdir()
@@ -275,6 +302,8 @@ def test_anyones_own_questions(folder: Path, where: Where, tmp_path: Path) -> No
         (Asked("nothing"), "benchmark 'nothing': expected one of activitynet_captions"),
         (Asked("vdc"), r"vdc: expected -a VDC_1k\.jsonl -v videos; see docs/benchmarks\.md"),
         (Asked("plm_rcap", prompts="own"), "plm_rcap: --prompts own: its prompt asks about a red rectangle"),
+        (Asked("jsonl", annotations=["nowhere.jsonl"], prompts="own"), "jsonl: --prompts own: its questions are asked as they are written"),
+        (Asked("made_world", prompts="own"), "made_world: --prompts own: its questions are asked as they are written"),
         (Asked("vdc", annotations=["nowhere.jsonl"], videos="x"), r"nowhere\.jsonl: no such file"),
         (Asked("jsonl"), "jsonl: got 0 annotation files, expected one"),
         (Asked("jsonl", annotations=["nowhere.jsonl"]), r"nowhere\.jsonl: no such file"),
@@ -318,3 +347,36 @@ def test_annotations_and_videos_in_a_bucket(folder: Path, bucket: str, tmp_path:
     assert told == run(Asked("activitynet_qa", annotations=files, videos=str(folder)), Recipe(), where)
     here, there = (asked_in(data, "activitynet_qa") for data in (where, Where(data=f"{bucket}/data")))
     assert here == there and len(here) == 4
+
+
+def test_rows_that_name_their_own_benchmark_are_no_others(folder: Path, where: Where, tmp_path: Path) -> None:
+    rows = [{"uri": "v_a.mp4", "question": f"What {i}?", "references": ["red"], "benchmark": "bb"} for i in range(4)]
+    for n in (3, 3, 4):
+        asked = Asked("jsonl", annotations=[lines(tmp_path / "mine.jsonl", *rows[:n])], videos=str(folder))
+        assert run(asked, Recipe(), where).startswith(f"mine: {n} of {n} drawn questions are asked ({n} in all, seed 0); ")
+        assert len(asked_in(where, "bb")) == n and rejects_in(where, "questions") == {}
+
+
+def test_a_plain_file_takes_nothing_from_a_benchmark(folder: Path, where: Where, tmp_path: Path) -> None:
+    rows = [{"uri": str(folder / "v_a.mp4"), "question": f"What {i}?", "references": ["red"]} for i in range(3)]
+    run(Asked("jsonl", annotations=[lines(tmp_path / "first.jsonl", *rows[:2])], videos=str(folder)), Recipe(), where)
+    source = lines(tmp_path / "list.jsonl", {"uri": str(folder / "v_a.mp4"), "split": "test"})
+    told = manifest.run(source, Recipe(), where, questions=lines(tmp_path / "other.jsonl", *rows[1:]))
+    assert told.endswith("questions: 3 rows, 1 rejects (duplicate 1)"), told
+    assert [len(asked_in(where, name)) for name in ("first", "other")] == [2, 1]
+
+
+def test_what_another_benchmark_asks_already_is_a_reject(folder: Path, where: Where, tmp_path: Path) -> None:
+    def row(question: str, *references: str) -> dict[str, Any]:
+        return {"uri": "v_a.mp4", "question": question, "references": references}
+
+    first = lines(tmp_path / "a.jsonl", *(row(f"What {i}?", "red") for i in range(5)))
+    second = lines(tmp_path / "b.jsonl", row("What 1?", "blue"), row("What 3?", "red"), row("What 7?", "red"))
+    told = {}
+    for name, source in (("a", first), ("b", second), ("a again", first), ("b again", second)):
+        told[name] = run(Asked("jsonl", annotations=[source], videos=str(folder)), Recipe(), where)
+    assert told["a"].startswith("a: 5 of 5 drawn questions are asked (5 in all, seed 0); ")
+    assert told["b"].startswith("b: 1 of 3 drawn questions are asked (3 in all, seed 0, duplicate 2); ")
+    assert (len(asked_in(where, "a")), len(asked_in(where, "b"))) == (5, 1)
+    assert list(rejects_in(where, "questions").values()) == ["duplicate", "duplicate"]
+    assert (told["a again"], told["b again"]) == (told["a"].replace("5 rows, 0 rejects", "6 rows, 2 rejects (duplicate 2)"), told["b"])

@@ -1,5 +1,6 @@
 """Which items are drawn, in which words they are asked, and where their videos are found."""
 
+import hashlib
 import random
 from pathlib import Path
 
@@ -34,6 +35,18 @@ def test_the_order_of_rows_makes_no_difference(by: By) -> None:
 def test_as_many_as_asked_and_others_with_another_seed(by: By, n: int) -> None:
     one, other = (ids(drawn(ITEMS, n=17, seed=seed, by=by)) for seed in (0, 1))
     assert len(set(one)) == len(one) == len(other) == n and one != other
+
+
+def test_the_draw_is_by_sha256_of_seed_and_name() -> None:
+    """docs/benchmarks.md: anyone can draw the same; another rule would draw others than were published."""
+
+    def place(name: str) -> str:
+        return hashlib.sha256(f"3\n{name}".encode()).hexdigest()
+
+    assert set(ids(drawn(ITEMS, n=17, seed=3, by="question"))) == set(sorted(ids(ITEMS), key=place)[:17])
+    videos = sorted({item.videos[0] for item in ITEMS}, key=place)[:17]
+    for by in ("video", "style"):
+        assert {item.videos[0] for item in drawn(ITEMS, n=17, seed=3, by=by)} == set(videos)
 
 
 def test_zero_and_more_than_there_are_take_all() -> None:
@@ -118,6 +131,24 @@ def folder(tmp_path: Path) -> Folder:
 )  # fmt: skip
 def test_a_video_is_found_by_its_name(folder: Folder, names: tuple[str, ...], path: str | None) -> None:
     assert folder.find(names) == (path and f"{folder.address}/{path}")
+
+
+def test_a_name_that_means_files_of_several_folders_is_refused(tmp_path: Path) -> None:
+    for path in ("one/a.mp4", "other/a.mp4", "other/a.webm", "other/b.mp4", "other/b.webm"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(b"x")
+    folder = Folder(str(tmp_path))
+    for name in ("a", "a.mp4", "third/a.mp4"):
+        with pytest.raises(BadInputError, match=rf"video {name} may be one/a\.mp4 or other/a\.mp4"):
+            folder.find((name,))
+    assert folder.find(("other/a.mp4",)) == folder.find(("other/a",)) == f"{folder.address}/other/a.mp4"
+    assert folder.find(("a.webm",)) == f"{folder.address}/other/a.webm" and folder.find(("b",)) == f"{folder.address}/other/b.mp4"
+
+
+def test_a_name_that_is_looked_for_tells_a_terminal_nothing(folder: Folder) -> None:
+    with pytest.raises(BadInputError) as raised:
+        folder.check("nextqa", [Item("1", "1", ("\x1b[31m",), ("r",))])
+    assert "\x1b" not in str(raised.value) and r"\x1b[31m" in str(raised.value)
 
 
 def test_a_video_that_is_missing_has_an_address_in_the_folder(folder: Folder) -> None:

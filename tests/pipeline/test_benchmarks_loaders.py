@@ -190,6 +190,27 @@ class TestActivityNetQA:
         assert [(item.style, item.videos) for item in loaded.items] == [("object", ("v_b", "b"))]
         assert sorted(key for key, _ in loaded.bad) == ["test.jsonl:2", "test.jsonl:3"]
 
+    def test_what_is_asked_or_answered_again_is_bad(self) -> None:
+        row = {"video_name": "v_b", "question_id": "v_b_1"}
+        asked = file("test_q.json", [row | {"question": f"what is {i}"} for i in range(3)])
+        answered = file("test_a.json", [{"answer": answer, "type": 3, "question_id": "v_b_1"} for answer in ("no", "yes")])
+        loaded = questions.activitynet_qa([asked, answered])
+        assert [(item.question, item.references) for item in loaded.items] == [("what is 0", ("no",))]
+        assert loaded.bad == [
+            ("test_q.json:2", "question_id 'v_b_1' has its question in test_q.json:1"),
+            ("test_q.json:3", "question_id 'v_b_1' has its question in test_q.json:1"),
+            ("test_a.json:2", "question_id 'v_b_1' has its answer in test_a.json:1"),
+        ]
+        both = row | {"question": "what is it", "answer": "no", "type": 3}
+        loaded = questions.activitynet_qa([lines("test.jsonl", both, both)])
+        assert len(loaded.items) == 1 and [key for key, _ in loaded.bad] == ["test.jsonl:2"]
+
+    def test_questions_without_a_question_id_are_bad_each(self) -> None:
+        row = {"video_name": "v_b", "question": "what is it", "answer": "no", "type": 3}
+        loaded = questions.activitynet_qa([lines("test.jsonl", row, row, row | {"question_id": 7})])
+        assert not loaded.items and [key for key, _ in loaded.bad] == [f"test.jsonl:{line}" for line in (1, 2, 3)]
+        assert "question_id: got None, expected a text" in loaded.bad[0][1]
+
 
 def test_sgqa_with_and_without_a_domain() -> None:
     row = {"uid": "u1", "video": "f5_122_155.mp4", "question": "Is it so?", "answer": "Yes, it is so."}
@@ -230,3 +251,36 @@ def test_a_file_of_another_kind_is_refused_by_its_name(load: Any, data: bytes, s
 def test_half_a_surrogate_pair_is_a_bad_row() -> None:
     loaded = questions.plm_sgqa([File("a", b'{"uid": "u", "video": "v", "question": "\\ud800?", "answer": "a"}\n')])
     assert not loaded.items and "surrogates not allowed" in loaded.bad[0][1]
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_half_a_surrogate_pair_anywhere_in_a_row_is_a_bad_row(as_list: bool) -> None:
+    good = {"uid": 1, "video": "v", "total_frames": 9, "start_frame": 0, "end_frame": 8, "caption": "One waves."}
+    rows = [good, good | {"uid": "\ud800"}, good | {"\ud800": 1}]
+    loaded = captions.plm_rcap([file("rcap.json", rows) if as_list else lines("rcap.json", *rows)])
+    assert len(loaded.items) == 1 and [key for key, _ in loaded.bad] == ["rcap.json:2", "rcap.json:3"]
+    assert all("surrogates not allowed" in why for _, why in loaded.bad)
+
+
+@pytest.mark.parametrize("name", ["\ud800", "v_\x1b]0;PWNED\x07", "v_\x9b31m"])
+def test_a_videos_name_that_cannot_be_stored_or_printed_is_bad(name: str) -> None:
+    loaded = captions.activitynet_captions([file("val.json", {"v_a": "Fine.", name: "Not."})])
+    assert [item.id for item in loaded.items] == ["v_a"]
+    assert [key for key, _ in loaded.bad] == [f"val.json:{name!a}"]
+    row = {"uid": "u1", "question": "Is it so?", "answer": "Yes."}
+    others = [
+        questions.plm_sgqa([lines("a", row | {"video": name}, row | {"video": "a"})]),
+        questions.activitynet_qa([lines("a", row | {"video_name": name, "question_id": "q", "type": 3})]),
+        questions.vidcapbench([lines("a", {"video_dir": name, "QA_pairs": [row]}, {"video_dir": "a", "QA_pairs": [row]})]),
+        captions.vdc([lines("a", {"video_id": name, "short_caption": "Short."}, {"video_id": "a"})]),
+        captions.carebench([lines("a", {"video": name, "caption": "All."}, {"video": "a"})]),
+        captions.plm_rdcap([lines("a", {"uid": 1, "video": name, "dense_captions": [{"start_frame": 0, "end_frame": 1, "caption": "A"}]})]),
+    ]
+    assert all(one.bad and not any(name in item.videos for item in one.items) for one in others)
+    assert all(why.isprintable() for one in others for _, why in one.bad)
+
+
+def test_a_count_beyond_all_floats_is_bad() -> None:
+    row = {"uid": 1, "video": "v", "total_frames": 10**401, "start_frame": 0, "end_frame": 10**400, "caption": "One waves."}
+    loaded = captions.plm_rcap([lines("rcap.jsonl", row)])
+    assert not loaded.items and "expected a whole number from 0 to 9007199254740992" in loaded.bad[0][1]

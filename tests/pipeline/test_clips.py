@@ -1,5 +1,6 @@
 """Clips on disk against the renderer, and the ways in which writing them ends."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,10 +8,13 @@ import av
 import numpy as np
 import pytest
 
-from infra.config import Recipe, Where, WorldSettings
+from infra.config import Recipe, Where, WorldSettings, load_recipe
 from infra.errors import BadInputError, MadeFromOtherError
+from infra.hypernetworks import address_of
+from infra.seen import read_seen
 from pipeline.made_world import texts
-from pipeline.made_world.clips import CLIP_SIZES_PX, Clip, encode, pictures, run, write_clips
+from pipeline.made_world.clips import CLIP_SIZES_PX, Clip, clips_of, encode, pictures, run, write_clips
+from video2lora.video_file import short_id
 
 SETTINGS = WorldSettings(n_train=5, n_validation=1, n_test=2)
 
@@ -108,3 +112,13 @@ def test_a_world_that_cannot_be_drawn_is_refused_before_anything_is_written(tmp_
 def test_run_writes_into_the_data_folder(world: Path, tmp_path: Path) -> None:
     (tmp_path / "clips").symlink_to(world)
     assert run(Recipe(world=SETTINGS), Where(data=str(tmp_path))) == f"made world: 8 clips in {tmp_path}/clips"
+
+
+def test_the_hypernetwork_that_ships_says_which_of_these_clips_it_has_seen() -> None:
+    settings = load_recipe("tiny").world
+    assert settings is not None
+    seen = read_seen(address_of("tiny"))
+    assert seen.is_all and len(seen.contents) == settings.n_train + settings.n_validation
+    for clip in clips_of(settings)[:: settings.n_validation - 1]:
+        content = short_id(hashlib.sha256(encode(clip)).hexdigest())
+        assert (content in seen.contents) == (clip.split != "test"), clip.uri

@@ -66,7 +66,8 @@ def test_rows_that_lead_nowhere_are_rejects_and_not_the_end(in_bucket: str, buck
     objects.write_new(f"{in_bucket}/list.jsonl", "".join(json.dumps({"uri": name}) + "\n" for name in names).encode())
     manifest.run(f"{in_bucket}/list.jsonl", Recipe(), where)
     assert set(videos(where).values()) == {"9.mp4", "13.mp4"}
-    assert sorted(Table(where.data, "videos").read_rejects()["reason"].to_pylist()) == ["missing"] * 5
+    reasons = Table(where.data, "videos").read_rejects()["reason"].to_pylist()
+    assert sorted(reasons) == ["bad_row", *["missing"] * 4]  # the one with ..: some stores would take it for another folder
 
 
 def test_a_source_that_is_not_there_is_told_from_a_store_that_is_away(

@@ -170,3 +170,6 @@ def test_objects_of_a_bucket_are_known_by_their_etag(bucket: str, written: Path,
     assert {uri for uri in uris[:-1] if again[uri] != found[uri]} == {uris[2]}
     store.invalidate_cache()
     assert isinstance(versions(uris)[uris[0]], VideoDecodeError)
+    for folder in ("s3://no-such-bucket-of-ours", f"{bucket}/.", "s3://a bucket"):
+        nowhere = versions([f"{folder}/{i}.mp4" for i in range(5)])
+        assert all(isinstance(one, VideoDecodeError) for one in nowhere.values()), f"{folder}: rows are rejects, however many"

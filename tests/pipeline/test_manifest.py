@@ -17,7 +17,6 @@ from infra.of_video import FORGOTTEN
 from infra.stage import Order
 from infra.storage import Table
 from pipeline import manifest
-from pipeline.sources import resolve
 from video2lora.video import content_id
 
 CLIPS = {"a.mp4": 4, "b.mp4": 5, "c.mp4": 6}  # and their frames
@@ -120,8 +119,20 @@ def test_jsonl_with_splits_spans_and_any_name_for_the_path(folder: Path, tmp_pat
     found = rows_of(tmp_path)
     assert [os.path.relpath(row["uri"], folder) for row in found] == ["four.mp4", "deep/five.MP4"] + ["deep/er/six.mkv"] * 3
     assert [row["split"] for row in found] == ["test", "validation", "train", "train", "train"]
-    assert [(row["start_s"], row["end_s"]) for row in found[2:]] == [(0, 0.1), (0.1, None), (None, None)]
+    assert [(row["start_s"], row["end_s"]) for row in found[2:]] == [(None, 0.1), (0.1, None), (None, None)]
     assert len({row["video_id"] for row in found}) == 5
+
+
+def test_from_zero_on_is_from_the_beginning_on(folder: Path, tmp_path: Path) -> None:
+    """No clip is in two splits because one row says where it begins."""
+    rows: list[dict[str, Any]] = [
+        {"uri": "four.mp4"},
+        {"uri": "four.mp4", "start_s": 0, "split": "test"},
+        {"uri": "four.mp4", "end_s": 0.1},
+    ]
+    source = write_jsonl(folder / "twice.jsonl", [*rows, rows[2] | {"start_s": 0.0}])
+    assert run(source, tmp_path) == "videos: 2 rows, 2 rejects (duplicate 2)"
+    assert [row["split"] for row in rows_of(tmp_path)] == ["train", "train"]
 
 
 def test_parquet_says_the_same_as_jsonl(folder: Path, tmp_path: Path) -> None:
@@ -283,17 +294,3 @@ def test_a_survey_tells_what_a_run_would_find_and_reads_no_file(clips: Path, wri
     n_bytes = (written / "other.mp4").stat().st_size + len(b"changed")
     expected = manifest.Survey(known=1, changed=1, new=1, missing=1, bad=1, n_bytes_to_read=n_bytes)
     assert manifest.survey(source, Recipe(), where) == expected
-
-
-@pytest.mark.parametrize(
-    ("path", "address"),
-    [("a.mp4", "/list/a.mp4"), ("/b/a.mp4", "/b/a.mp4"), ("s3://b/a.mp4", "s3://b/a.mp4"), ("a/../s3:/b.mp4", "/list/s3:/b.mp4")],
-)
-def test_addresses_that_are_taken(path: str, address: str) -> None:
-    assert resolve(path, "/list") == address
-
-
-@pytest.mark.parametrize("path", ["../a.mp4", "a/../../b.mp4", "http://host/a.mp4", "zip://a.mp4::s3://b/c.zip", "a\0.mp4"])
-def test_addresses_that_are_not(path: str) -> None:
-    with pytest.raises(ValueError):
-        resolve(path, "/list")

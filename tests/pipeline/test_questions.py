@@ -1,14 +1,16 @@
 """A questions file -> `questions`: each with its video, and a file stands for its benchmarks."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from clips import regular, write_clip
 
+from infra.artifacts import QUESTIONS, TABLES
 from infra.config import Recipe, Where
-from infra.errors import BadInputError
+from infra.errors import BadInputError, StorageError
 from infra.storage import Table
 from pipeline import manifest
 
@@ -138,3 +140,17 @@ def test_questions_that_are_not_there_are_refused_before_anything_is_written(cli
     with pytest.raises(BadInputError, match=r"asked\.jsonl: no such file"):
         run(clips, tmp_path / "data", str(tmp_path / "asked.jsonl"))
     assert not (tmp_path / "data").exists()
+
+
+def test_rows_from_before_a_column_are_said_to_be(clips: Path, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "asked.jsonl", [asked(clips, "a"), asked(clips, "b")])
+    old = replace(QUESTIONS, schema=QUESTIONS.schema.remove(QUESTIONS.schema.get_field_index("task")))
+    data = tmp_path / "data"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(TABLES, "questions", old)
+        run(clips, data, source)
+        before = table(data).read().drop_columns(["question_id", "version"])
+    for columns in (None, ["task"]):
+        with pytest.raises(StorageError, match=f'^{table(data).folder}: .*"task".*: run the stage that makes it again$'):
+            table(data).read(columns)
+    assert table(data).read(["question"]).equals(before.select(["question"]))

@@ -218,6 +218,29 @@ def test_a_span_names_its_kind() -> None:
     assert Span("v", 0.0, 1.0, "scene") in spans({"v": [(0.0, 1.0), (1.0, 2.0)]}, mix=(1.0, 0.0, 0.0), seed=0)
 
 
+def test_a_span_that_a_row_names_stays_that_rows(tmp_path: Path) -> None:
+    """With its split, though the same span is drawn; and what is asked of a copy of a video that stays whole is asked of the video."""
+    (tmp_path / "clips").mkdir()
+    clip = write_scenes(tmp_path / "clips/cut.mp4", [25, 25, 25, 25])
+    whole = clip.read_bytes() + b"\1"
+    for name in ("whole", "copy"):
+        (tmp_path / f"clips/{name}.mp4").write_bytes(whole)
+    scenes = [[0, 1], [1, 2], [2, 3], [3, 4]]
+    rows = [{"uri": "cut.mp4", "start_s": 1.0, "end_s": 2.0, "split": "test"}, {"uri": "cut.mp4", "scenes": scenes}]
+    rows += [{"uri": f"{name}.mp4", "split": "test"} for name in ("whole", "copy")]
+    source, questions = tmp_path / "clips/list.jsonl", tmp_path / "clips/questions.jsonl"
+    source.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    questions.write_text(
+        "".join(json.dumps({"uri": f"{name}.mp4", "question": name, "references": ["x"]}) + "\n" for name in ("whole", "copy"))
+    )
+    recipe, where = Recipe(scenes=SceneSettings(mix=(1.0, 0.0, 0.0))), Where(data=str(tmp_path / "data"))
+    told = manifest.run(str(source), recipe, where)
+    assert told.endswith("questions: 2 rows, 0 rejects"), told
+    found = Table(where.data, "videos").read().to_pylist()
+    of_clip = {(row["start_s"], row["end_s"]): row["split"] for row in found if row["uri"].endswith("cut.mp4")}
+    assert of_clip == {(None, 1.0): "train", (1.0, 2.0): "test", (2.0, 3.0): "train", (3.0, 4.0): "train"}
+
+
 def test_the_manifest_holds_spans_of_known_kinds_and_splits(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     clip = write_scenes(tmp_path / "clips/cut.mp4", [31, 29, 37, 23, 41])

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from tests.servers import buildah as buildah_programs
 from tests.servers import ceph as ceph_programs
 from tests.servers import chromium as chromium_program
 from tests.servers import postgres as postgres_programs
+from tests.servers import prometheus as prometheus_programs
 from tests.servers import wordnet as wordnet_files
+from tests.servers.buildah import Buildah, buildah
 from tests.servers.ceph import ceph
 from tests.servers.child import S3Server
 from tests.servers.fault_proxy import FaultProxy, fault_proxy
@@ -22,6 +25,8 @@ NEEDED = {
     "database": (postgres_programs, "PostgreSQL", "make postgres"),
     "chromium": (chromium_program, "Chromium", "make chromium"),
     "wordnet": (wordnet_files, "WordNet", "make wordnet"),
+    "images": (buildah_programs, "Buildah, which needs root", "make buildah debian"),
+    "promtool": (prometheus_programs, "Prometheus", "make prometheus"),
 }
 LEFT_OUT = pytest.StashKey[list[str]]()
 
@@ -60,9 +65,9 @@ def ceph_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def database() -> Iterator[str]:
-    """The address of a database on PostgreSQL, with user and password; tests must leave it as they need it."""
+    """The address of an empty database on a PostgreSQL of the test's own, with user and password."""
     with postgres() as address:
         yield address
 
@@ -77,6 +82,19 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def wordnet() -> str:
     """The folder of WordNet's database: what VIDEO2LORA_WORDNET is to say."""
     return wordnet_files.folder()
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    """Where it is; where it is, the server is too (`tests.servers.prometheus.running`)."""
+    return prometheus_programs.program("promtool") or "promtool"
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
+    """Builds images, from a Debian with Python 3.11."""
+    with buildah(tmp_path_factory.mktemp("buildah")) as one:
+        yield one
 
 
 @pytest.fixture

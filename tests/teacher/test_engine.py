@@ -55,7 +55,7 @@ def test_the_environment_says_how_engines_run() -> None:
     assert engine_options(Where()) == EngineOptions()
     on_gpus = engine_options(Where(teacher_gpus=2.0, teacher_max_num_seqs=7, teacher_max_num_batched_tokens=999))
     assert (on_gpus.tensor_parallel, on_gpus.process, on_gpus.max_num_seqs, on_gpus.max_num_batched_tokens) == (2, True, 7, 999)
-    assert engine_options(Where(teacher_gpus=0.5)).tensor_parallel == 1
+    assert (engine_options(Where(teacher_gpus=0.5)).tensor_parallel, engine_options(Where(teacher_gpus=0.5)).gpu_share) == (1, 0.5)
     assert engine_options(Where(teacher_engine_process=True)).process
     assert not engine_options(Where(teacher_gpus=1.0, teacher_engine_process=False)).process
     assert engine_options(Where(teacher_gpus=4.0, teacher_tensor_parallel=2)).tensor_parallel == 2
@@ -72,6 +72,8 @@ def test_the_environments_limits_reach_vllm_and_its_process(vlm_folder: Path, tm
     assert engine_environment(model, limits)["VLLM_ENABLE_V1_MULTIPROCESSING"] == "1"
     assert engine_environment(model, EngineOptions(n_threads=3))["OMP_NUM_THREADS"] == "3"
     assert "max_num_seqs" not in llm_arguments(model, settings, EngineOptions(gpu=True), n_frames=5), "vLLM's own choice on a GPU"
+    shares = [llm_arguments(model, settings, engine_options(Where(teacher_gpus=n)), n_frames=5) for n in (0.0, 0.25, 1.0, 2.0)]
+    assert [one.get("gpu_memory_utilization") for one in shares] == [None, pytest.approx(0.225), None, None], "the rest is for the others"
     save_llava(tmp_path)
     other = llm_arguments(find_model(TeacherSettings(model=str(tmp_path))), settings, EngineOptions(), n_frames=5)
     assert "hf_overrides" not in other and "mm_processor_kwargs" not in other, "its own processor resizes"
@@ -87,10 +89,17 @@ def test_frames_that_fill_the_context_are_refused_with_the_setting(vlm_folder: P
 
 def test_as_many_engines_as_there_is_work_and_room_for() -> None:
     many = 1_000_000
-    assert engine_count(many, {"CPU": 2.0}, Where()) == 2
-    assert engine_count(many, {"CPU": 8.0, "GPU": 3.0}, Where(teacher_gpus=1.0)) == 3
-    assert engine_count(5, {"CPU": 8.0}, Where()) == 1
-    assert engine_count(5, {"CPU": 8.0}, Where(teacher_replicas=4)) == 4
-    for resources, where in (({"CPU": 8.0}, Where(teacher_gpus=1.0)), ({"CPU": 2.0}, Where(teacher_replicas=3))):
-        with pytest.raises(StageFailedError, match="VIDEO2LORA_TEACHER"):
-            engine_count(many, resources, where)
+    assert engine_count(many, [{"CPU": 2.0}], Where()) == 2
+    assert engine_count(many, [{"CPU": 8.0, "GPU": 3.0}, {"CPU": 2.0}], Where(teacher_gpus=1.0)) == 3
+    assert engine_count(many, [{"CPU": 8.0, "GPU": 3.0}] * 2, Where(teacher_gpus=2.0)) == 2, "each whole on one node"
+    assert engine_count(many, [{"CPU": 8.0, "GPU": 1.0}], Where(teacher_gpus=0.1)) == 8, "as many as it has CPUs for"
+    assert engine_count(5, [{"CPU": 8.0}], Where()) == 1
+    assert engine_count(5, [{"CPU": 8.0}], Where(teacher_replicas=4)) == 4
+    one_gpu = {"CPU": 8.0, "GPU": 1.0}
+    for nodes, where in (
+        ([{"CPU": 8.0}], Where(teacher_gpus=1.0)),
+        ([{"CPU": 2.0}], Where(teacher_replicas=3)),
+        ([one_gpu, one_gpu], Where(teacher_gpus=2.0)),
+    ):
+        with pytest.raises(StageFailedError, match=r"room for \d in the Ray cluster \(.*VIDEO2LORA_TEACHER"):
+            engine_count(many, nodes, where)

@@ -102,8 +102,8 @@ def test_an_answer_without_a_mark_is_a_reject_and_the_others_are_judged(server: 
     assert judge.run(recipe, where) == f"judgements: {N_WORDS - 2} rows, 2 rejects (judge_error 2)"
     assert rows_of(recipe, where)["Half a letter."]["replies"][0] == "Half of one: ?"
     details = sorted(made_judgements(JUDGE, where.data).read_rejects()["detail"].to_pylist())
-    assert details[0].startswith("it has no whole JSON object, and was cut off after 100 tokens (last of 3 replies): <think>Well")
-    assert details[1].startswith("points: Input should be less than or equal to 5 (last of 3 replies): ")
+    assert details[0].startswith('it has no whole JSON object, and was cut off after 100 tokens; its 3 replies: ["<think>Well')
+    assert details[1].startswith("points: Input should be less than or equal to 5; its 3 replies: [")
     assert server.tries["Never stop."] == server.tries["Seven."] == 3
 
 

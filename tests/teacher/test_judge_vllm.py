@@ -71,6 +71,7 @@ def test_vllm_judges_by_the_schema(tmp_path: Path, thinks: bool) -> None:
     where = make_root(recipe, tmp_path, ANSWERS | {("q1", "ours"): "far too long " * 900})
     first = judge.run(recipe, where.model_copy(update={"n_cpus": 1}))
     assert first == f"judgements: {N_WORDS - 1} rows, 1 rejects (prompt_too_long 1)"
+    assert (made_judgements(settings, where.data).state().completed or {})["measures"]["n_engines"] == 1  # by which GPUs are booked
     for row in made_judgements(settings, where.data).read().to_pylist():
         (reply,) = row["replies"]
         thought, end, said = reply.rpartition("</think>")

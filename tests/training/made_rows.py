@@ -14,7 +14,8 @@ Facts = dict[str, Any]
 def a_row(question_id: str, system: str, value: float | None, **fields: Any) -> Facts:
     """An answer whose every score is `value`."""
     return {
-        "question_id": question_id, "video_id": question_id.split("-")[0], "benchmark": "toy_qa", "style": "colour", "task": "question",
+        "question_id": question_id, "video_id": question_id.split("-")[0], "content": question_id.split("-")[0],
+        "benchmark": "toy_qa", "style": "colour", "task": "question",
         "question": "What colour is it?", "references": ["red"], "system": system, "seed": 7, "answer": "red",
         "token_f1": value, "exact_match": value, "rouge_l": value, "wups": None, "judge": None, "judge_points": None,
         "judge_rationale": None, "degenerate": None, "n_input_tokens": 11, "n_visual_tokens": 0, "ttft_s": None, **fields,

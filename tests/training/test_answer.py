@@ -1,13 +1,16 @@
 """Batched answers of every system against one question at a time, and the stage's books: rejects, second run, going on."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import made_examples
 import numpy as np
 import pytest
 import torch
+from made_examples import fill, fill_hypernetwork
 from made_questions import (
     MAX_NEW_TOKENS,
     N_FRAMES,
@@ -23,7 +26,7 @@ from PIL import Image
 from infra.config import Recipe, Where
 from infra.errors import BadInputError
 from infra.evaluation_config import AnswerSettings
-from infra.sets import answers_made, answers_set, sets_of, trained_hypernetwork
+from infra.sets import answers_made, answers_set, examples_made, examples_set, made_targets, sets_of, trained_hypernetwork
 from infra.stage import Order
 from infra.storage import Table
 from training import answer
@@ -81,7 +84,7 @@ def answers(where: Where) -> dict[tuple[str, str], dict[str, Any]]:
 
 def the_blocks(recipe: Recipe, where: Where) -> list[answer.Block]:
     asked, _ = answer.askable(answer.questions_of(recipe, where), with_frames=set(TEST_VIDEOS))
-    return answer.blocks(asked, n_questions=recipe.answer.questions_per_batch)
+    return answer.blocks(asked, contents={video: video for video in TEST_VIDEOS}, n_questions=recipe.answer.questions_per_batch)
 
 
 def frames_by_video(recipe: Recipe, where: Where) -> dict[str, Frames]:
@@ -173,7 +176,7 @@ def test_a_killed_run_goes_on_behind_its_blocks(recipe: Recipe, where: Where, hy
     again = a_data_folder(recipe, tmp_path, {SEED: hypernetwork_folder})
     table, plan = answers_set(recipe, again.data), the_blocks(recipe, again)
     assert len(plan) > 2
-    rows, rejects = next(answer.build(recipe, again, todo=plan, timed=frozenset()))
+    rows, rejects = answer.load(recipe, again)(plan[0], frozenset())
     keys = [table.spec.key_of(row) for row in rows] + [row["key"] for row in rejects]
     Order(table, {}, keys, answers_made(recipe, again.data)).begin().write(rows, rejects)
     first = set(table.shards())
@@ -182,6 +185,37 @@ def test_a_killed_run_goes_on_behind_its_blocks(recipe: Recipe, where: Where, hy
     one, two = answers(where), answers(again)
     assert one.keys() == two.keys()
     assert all(one[key]["answer"] == two[key]["answer"] for key in one)
+
+
+@pytest.mark.slow
+def test_where_training_has_gpus_they_answer_the_same(recipe: Recipe, where: Where, hypernetwork_folder: Path, tmp_path: Path) -> None:
+    """Ray hands out the two that it is told of; torch finds none, and computes on what there is."""
+    import ray
+
+    ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        there = a_data_folder(recipe, tmp_path, {SEED: hypernetwork_folder})
+        answer.run(recipe, there.model_copy(update={"training_gpus": 1.0, "training_workers": 2}))
+    finally:
+        ray.shutdown()
+    one, two = answers(where), answers(there)
+    assert one.keys() == two.keys()
+    assert all(one[key]["answer"] == two[key]["answer"] for key in one)
+    rejects = [{(row["key"], row["reason"]) for row in the_answers(place).read_rejects().to_pylist()} for place in (where, there)]
+    assert rejects[0] == rejects[1] and answers_set(recipe, there.data).is_complete()
+
+
+def test_rejects_that_were_lost_are_made_again(recipe: Recipe, where: Where, tmp_path: Path) -> None:
+    """As `verify --repair` leaves a table: of a block, nothing but a reject of a later question is wanted again."""
+    again = Where(data=str(shutil.copytree(where.data, tmp_path / "data")))
+    table, before = answers_set(recipe, again.data), answers(where)
+    attempt = Order(table, {}, table.wanted().to_pylist(), answers_made(recipe, again.data)).begin()
+    attempt.void(["q53/ours"])
+    (block,) = (block for block in the_blocks(recipe, again) if "v2" in block.others)
+    assert not table.is_complete() and block.questions[0]["question_id"] != "q53"
+    answer.run(recipe, again)
+    assert table.is_complete() and answers(again) == before
+    assert "q53/ours" in {row["key"] for row in table.read_rejects().to_pylist()}
 
 
 def test_the_second_run_returns_without_torch(recipe: Recipe, where: Where, tmp_path: Path) -> None:
@@ -283,12 +317,23 @@ def test_a_seed_killed_after_its_first_block_goes_on(
     attempt.write(*answer.same_as(answers_set(one, again.data), attempt.left))
     rest = answer.by_systems_left(two, attempt.left)
     assert set(rest.answer.systems) == set(answer.TRAINED) & set(AnswerSettings().systems)
-    attempt.write(*next(answer.build(rest, again, todo=plan, timed=frozenset())))
+    attempt.write(*answer.load(rest, again)(plan[0], frozenset()))
     before = set(table.shards())
     answer.of_seed(two, again) if alone else answer.run(seeded, again)
     assert before < set(table.shards()) and table.is_complete()
     fresh, went_on = by_seed(seeded, where_seeded)[1], by_seed(seeded, again)[1]
     assert fresh.keys() == went_on.keys() and all(fresh[key]["answer"] == went_on[key]["answer"] for key in fresh)
+
+
+def test_seeds_that_saw_different_examples_are_not_pooled(seeded: Recipe, of_seeds: dict[int, Path], tmp_path: Path) -> None:
+    where = a_data_folder(seeded, tmp_path, {7: of_seeds[7]})
+    targets = made_targets(seeded, where.data)
+    examples = examples_set(seeded, targets)
+    fill(examples, [made_examples.a_row(0)], made=examples_made(seeded, targets))
+    fill_hypernetwork(seeded.of_seeds()[1], examples, {path.name: path.read_bytes() for path in of_seeds[3].iterdir()})
+    with pytest.raises(BadInputError, match=r"different examples \(seed 7: 0 of .*; seed 3: 1 of .*\): run `video2lora train`"):
+        answer.run(seeded, where)
+    assert not Path(where.data, "answers").exists()
 
 
 def test_a_seed_that_was_not_trained_is_named(seeded: Recipe, hypernetwork_folder: Path, tmp_path: Path) -> None:
@@ -303,11 +348,21 @@ def test_a_seed_that_was_not_trained_is_named(seeded: Recipe, hypernetwork_folde
 @pytest.mark.parametrize("n_videos", [2, 3, 17])
 def test_nobody_gets_the_own_adapter_and_blocks_hold_whole_videos(n_videos: int) -> None:
     rows = [question(k, f"v{k % n_videos}", "?") for k in range(60)]
-    plan = answer.blocks(rows, n_questions=7)
+    contents = {row["video_id"]: row["video_id"] for row in rows}
+    plan = answer.blocks(rows, contents=contents, n_questions=7)
     others = {video: other for block in plan for video, other in block.others.items()}
     assert others.keys() == set(others.values()) == {row["video_id"] for row in rows}
     assert all(video != other for video, other in others.items())
     assert sorted(row["question_id"] for block in plan for row in block.questions) == sorted(row["question_id"] for row in rows)
     for block in plan:
         assert {row["video_id"] for row in block.questions} == block.others.keys()
-    assert plan == answer.blocks(rows[::-1], n_questions=7)
+    assert plan == answer.blocks(rows[::-1], contents=contents, n_questions=7)
+
+
+@pytest.mark.parametrize("n_files", [2, 3, 5])
+def test_a_span_never_gets_the_adapter_of_another_span_of_its_file(n_files: int) -> None:
+    contents = {f"v{i}": f"file {i % n_files}" for i in range(17)}
+    plan = answer.blocks([question(i, f"v{i}", "?") for i in range(17)], contents=contents, n_questions=7)
+    others = {video: other for block in plan for video, other in block.others.items()}
+    assert others.keys() == contents.keys()
+    assert all(contents[video] != contents[other] for video, other in others.items())

@@ -72,6 +72,18 @@ def test_a_writer_keeps_the_last_ones_and_the_best(folder: str) -> None:
     assert all(torch.equal(value, expected[name]) for name, value in checkpoints.load(best)[0].state_dict().items())
 
 
+def test_who_lags_behind_removes_nothing_of_who_is_ahead(folder: str) -> None:
+    """A worker that was paused and wakes, or was cut off, while another has gone on from its checkpoint: it knows an older best."""
+    ahead, behind = checkpoints.Writer(folder, kept=2), checkpoints.Writer(folder, kept=2)
+    for writer, step, best_step in ((ahead, 10, 10), (ahead, 30, 30), (ahead, 35, 30), (ahead, 40, 30), (behind, 12, 10)):
+        writer.save(Hypernetwork(CONFIG, seed=step), {}, state={"step": step, "best_step": best_step}, metadata={})
+        writer.wait()
+    assert folders(folder) == ["step-00000012", "step-00000030", "step-00000035", "step-00000040"]
+    ahead.save(Hypernetwork(CONFIG, seed=45), {}, state={"step": 45, "best_step": 30}, metadata={})
+    ahead.wait()
+    assert folders(folder) == ["step-00000030", "step-00000040", "step-00000045"]
+
+
 def test_what_a_thread_could_not_write_is_said_at_the_next_save(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file where a folder should be")
     writer = checkpoints.Writer(str(tmp_path / "checkpoints"), kept=2)

@@ -36,12 +36,20 @@ def test_bytes_kept_of_a_video() -> None:
     sizes: Any = {"champion": ADAPTER | {"r": 7}, "n_chunks": 5, "kv_bytes_per_token": 7}
     got = kept_bytes(systems, jpeg_bytes=[100, 300], captions=["Größe", "big"], hypernetwork=ADAPTER, **sizes)
     n_factors = 4 * 3 * (384 + 128)
-    assert got["ours"] == got["merged"] == got["other_video"] == {"adapter fp32": 4 * n_factors, "adapter fp16": 2 * n_factors}
-    assert got["composed"] == {"adapter fp32": 5 * 4 * n_factors, "adapter fp16": 5 * 2 * n_factors}
+    assert (
+        got["ours"]
+        == got["merged"]
+        == got["other_video"]
+        == {
+            "adapter fp32, per chunk": 4 * n_factors,
+            "adapter fp16, per chunk": 2 * n_factors,
+        }
+    )
+    assert got["composed"] == {"adapter fp32, 5 chunks": 5 * 4 * n_factors, "adapter fp16, 5 chunks": 5 * 2 * n_factors}
     assert (got["base"], got["sampled"]) == ({"frames JPEG": 200, "KV cache": 50 * 7}, {"KV cache": 20 * 7})
     assert got["caption"] == {"text": 5}  # two letters of five take two bytes: 7 and 3
     assert got["blind"] == got["static"] == {"nothing": 0}
-    assert got["champion"] == {"adapter fp32": 4 * 4 * 7 * (384 + 128), "adapter fp16": 2 * 4 * 7 * (384 + 128)}
+    assert got["champion"] == {"adapter fp32, per chunk": 4 * 4 * 7 * (384 + 128), "adapter fp16, per chunk": 2 * 4 * 7 * (384 + 128)}
     del systems["blind"]
     assert kept_bytes(systems, jpeg_bytes=[], captions=[], hypernetwork=ADAPTER, **sizes)["base"] == {
         "frames JPEG": None,

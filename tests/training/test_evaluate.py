@@ -1,16 +1,22 @@
 """`evaluate`: what it refuses, which steps it takes, and (slow) two seeds trained, answered and reported, once."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_examples import QUESTIONS, a_row, fill, write_examples, write_vlm
+from made_questions import write_hypernetwork
 
 from infra.config import Recipe, Where, load_recipe
-from infra.demo import Step, trainings
 from infra.errors import BadInputError
-from infra.sets import answers_set, frames_made, frames_set, hypernetworks_of, sets_of
+from infra.objects import read_json
+from infra.sets import REPORTS, answers_set, frames_made, frames_set, hypernetworks_of, outputs_of, sets_of
+from infra.steps import Step, trainings
 from infra.storage import Table
 from training import evaluate
+from training.settings import check
+from video2lora.pretrained import load_vlm
 
 RECIPE = """
 vlm: {model: VLM}
@@ -72,6 +78,28 @@ def test_what_is_missing_is_named_with_its_command(recipe: Recipe, tmp_path: Pat
     assert not Path(data, "hypernetworks").exists() and not Path(data, "answers").exists()
 
 
+@pytest.mark.parametrize(
+    ("answer_settings", "hypernetwork_settings", "says"),
+    [
+        ({"systems": ("ours", "champion")}, {}, "answer.champion names no hypernetwork"),
+        ({"systems": ("ours", "champion"), "champion": "/no/such/folder"}, {}, "/no/such/folder holds no hypernetwork"),
+        ({"systems": ("ours", "static")}, {"static_adapter": False}, "`static` needs hypernetwork.static_adapter"),
+        ({"hypernetwork": "/no/such/folder"}, {}, "recipe: answer.hypernetwork: /no/such/folder holds no hypernetwork"),
+        ({"split": "validation"}, {}, "no question about a video of split 'validation'"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_before_the_trainings(
+    recipe: Recipe, tmp_path: Path, answer_settings: dict[str, Any], hypernetwork_settings: dict[str, Any], says: str
+) -> None:
+    answer = recipe.answer.model_copy(update=answer_settings)
+    recipe = recipe.model_copy(update={"answer": answer, "hypernetwork": recipe.hypernetwork.model_copy(update=hypernetwork_settings)})
+    data = str(tmp_path / "data")
+    write_tables(recipe, data, "videos", "questions", "frames", "examples")
+    with pytest.raises(BadInputError, match=says):
+        evaluate.run(recipe, Where(data=data))
+    assert not Path(data, "hypernetworks").exists()
+
+
 def test_each_seed_is_a_step_that_says_so(recipe: Recipe) -> None:
     steps = trainings(recipe.of_seeds(), recipe)
     assert [(step.name, step.title, step.recipe.training.seed) for step in steps] == [
@@ -80,6 +108,32 @@ def test_each_seed_is_a_step_that_says_so(recipe: Recipe) -> None:
     ]
     demo = load_recipe("demo")
     assert trainings(demo.of_seeds(), demo) == [Step("train", demo, "train")]
+
+
+def test_a_hypernetwork_that_is_named_is_evaluated_without_training_anything(recipe: Recipe, tmp_path: Path) -> None:
+    """As an imported one is: there are neither targets nor examples; its answers are those it gives as champion."""
+    write_vlm(tmp_path / "vlm")
+    folder = write_hypernetwork(load_vlm(str(tmp_path / "vlm")), tmp_path / "imported", seed=5)
+    settings = {"hypernetwork": str(folder), "champion": str(folder), "systems": ("base", "ours", "champion", "blind")}
+    recipe = recipe.model_copy(
+        update={"answer": recipe.answer.model_copy(update=settings), "evaluation": recipe.evaluation.model_copy(update={"seeds": None})}
+    )
+    where = Where(data=str(tmp_path / "data"))
+    write_tables(recipe, where.data, "videos", "questions", "frames")
+    evaluate.run(recipe, where)
+    assert not Path(where.data, "hypernetworks").exists()
+    rows = {(row["question_id"], row["system"]): row["answer"] for row in answers_set(recipe, where.data).read().to_pylist()}
+    assert len(rows) == 4 * 8
+    assert all(rows[question, "ours"] == rows[question, "champion"] for question, _ in rows)
+    assert any(rows[question, "ours"] != rows[question, "blind"] for question, _ in rows)
+    (report,) = outputs_of(where.data, REPORTS)
+    claims = read_json(f"{report.folder}/report.json")["overall"]["claims"]["token_f1"]
+    assert [(one["system"], one["against"]) for one in claims] == [("ours", "base"), ("champion", "base"), ("ours", "champion")]
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    there = recipe.model_copy(update={"answer": recipe.answer.model_copy(update={"hypernetwork": str(moved)})})
+    assert answers_set(there, where.data).is_complete(), "it counts by what it is"
+    with pytest.raises(BadInputError, match=r"answer\.hypernetwork: got .* leave it out to train"):
+        check(recipe, where)
 
 
 @pytest.mark.slow

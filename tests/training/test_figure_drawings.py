@@ -4,7 +4,7 @@ from typing import Any
 
 from training.figure_drawings import drawings
 
-ABOUT = {"n_questions": 35, "n_videos": 7}
+ABOUT = {"n_questions": 35, "n_videos": 7, "left_out": []}
 
 
 def cell(cap: int, edge_px: int, *, fits: int = 7) -> dict[str, Any]:
@@ -31,6 +31,14 @@ def test_a_sweep_is_three_heatmaps_by_cap_and_edge() -> None:
     assert texts(speed) == texts(tokens) == [["3.0 ×", "3.0 ×"], ["–", "3.0 × *"]]
     assert "7 clips" in f1["table"]["note"] and "* base does not fit" in f1["table"]["note"]
     assert drawings([{"table": "sweep", **ABOUT, "cells": [cell(8, 224)]}])[1]["table"]["note"] == "", "no star, no word of it"
+
+
+def test_what_could_not_be_measured_is_said_with_the_figure() -> None:
+    lost = [{"key": f"v{i}", "reason": "missing"} for i in range(4)] + [{"key": "q", "reason": "prompt_too_long"}]
+    few = cell(8, 224) | {"n_videos": 3}
+    (drawing, *_) = drawings([{"table": "sweep", **ABOUT, "left_out": lost, "cells": [few, cell(16, 224)]}])
+    told = "35 questions about 7 clips. Left out: 4 for missing, 1 for prompt_too_long. Measured: 3 to 7 clips."
+    assert drawing["table"]["note"].startswith(told)
 
 
 def test_an_amortisation_curve_has_a_line_for_each_rival() -> None:
@@ -62,6 +70,15 @@ def test_composition_and_pruning() -> None:
     )
     assert texts(composition) == [["1.000", "0.500"], ["–", "0.500"]] and len(composition["curves"].marks) == 3
     assert texts(pruning) == [["0.250"], ["–"]] and pruning["curves"] is None and pruning["table"]["columns"] == ["with static"]
+
+
+def test_one_pass_over_other_clips_says_so() -> None:
+    systems = {"composed": {"token_f1": 0.5}, "one_pass": {"token_f1": 0.25}}
+    cells = [{"n_chunks": n, "n_videos": 7, "n_one_pass_fits": fits, "systems": systems} for n, fits in ((2, 7), (4, 3))]
+    one, other = ({"table": "composition", **ABOUT, "cells": of} for of in (cells, cells[:1]))
+    drawn, whole = drawings([one, other])
+    assert texts(drawn) == [["0.500", "0.500"], ["0.250", "0.250 (fits 3/7)"]] and "Fits n/m" in drawn["table"]["note"]
+    assert texts(whole) == [["0.500"], ["0.250"]] and "Fits" not in whole["table"]["note"]
 
 
 def test_what_measured_nothing_is_left_out() -> None:

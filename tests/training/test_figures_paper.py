@@ -6,8 +6,9 @@ from statistics import fmean, geometric_mean
 import pytest
 
 from training.figures import paper
-from training.figures.paper import AVERAGE, CAPTIONS, MARGINS, MODELS, QUESTIONS, STYLES, SWEEP, Compared
+from training.figures.paper import AVERAGE, CAPTIONS, MODELS, QUESTIONS, STYLES, SWEEP, Compared
 
+MARGINS = {"judge": 0.15, "token_f1": 0.05}  # section 4.3, on [0, 1]
 LINES = [
     pytest.param(score, of, id=f"{model} {score} {benchmark}")
     for table in (CAPTIONS, QUESTIONS)
@@ -55,8 +56,6 @@ def test_what_the_text_says_of_the_sweep() -> None:
 
 
 def test_what_the_text_says_of_efficiency_composition_and_pruning() -> None:
-    ratios = [base / ours for base, ours in paper.TTFT_S.values()]
-    assert ratios == pytest.approx([11.75, 12.11], abs=0.1)
     assert [composed / whole for composed, whole in paper.COMPOSED_F1.values()] == pytest.approx([0.931, 0.862], abs=0.003)
     for curve in paper.AMORTISED_S.values():
         n, seconds = zip(*curve.items(), strict=True)

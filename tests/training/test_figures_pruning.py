@@ -1,6 +1,7 @@
 """Directions of the rank: their strength against deltas that are formed, and what is left when some are taken away."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from training.figures.pruning import Pruning, chosen, directions, strength
 from training.report import figures_of
 from video2lora.api import Decoding, ask_all, internalize, read_frames
 from video2lora.lora import Lora, adapted, merged
+from video2lora.video import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +141,12 @@ def test_the_strongest_directions_are_counted(found: dict[str, Any], bench: Benc
     assert sum(told.values()) == 3 and all(told[direction] >= n for direction, n in counted.items())
     assert 1 <= found["cells"][0]["n_orders"] <= 3
     assert found["left_out"][-1]["key"] == "v3"
+
+
+def test_a_video_that_the_vlm_has_no_room_for_is_left_out(bench: Bench) -> None:
+    cell = Pruning().measure(replace(bench, using=bench.using.sampled(Sampling(n_frames=23))), "top-1")
+    assert cell["n_videos"] == 2 and {row["video_id"] for row in cell["rows"]} == {"v1", "v2"}
+    assert {one["key"]: one["reason"] for one in cell["left_out"]}.items() >= {"v0": "prompt_too_long", "v3": "not_a_video"}.items()
 
 
 def test_the_report_finds_it(made: tuple[Recipe, Where], found: dict[str, Any]) -> None:

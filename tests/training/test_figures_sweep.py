@@ -2,25 +2,32 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import av
+import numpy as np
 import pytest
+from clips import frame_numbers, regular, write_clip
 from made_figures import EDGE_PX, N_POSITIONS, N_SHOWN, make
 from made_questions import MAX_NEW_TOKENS
+from rich.console import Console
 
 from infra.config import Recipe, Where
-from infra.errors import BadInputError
+from infra.errors import BadInputError, StorageError
 from infra.objects import names, read_json
-from training.figures import scores
-from training.figures.bench import Bench, clips_of, opened_bench
+from training.figures import scores, tables
+from training.figures.bench import Bench, Clip, clips_of, opened, opened_bench
+from training.figures.efficiency import Efficiency
 from training.figures.figure import drawn, figure_output
 from training.figures.frames_resolution import Sweep
-from training.videos import evenly
+from training.videos import chunks, evenly
 from video2lora.api import Decoding, ask_all, internalize_batch
 from video2lora.scoring import exact_match, token_f1
-from video2lora.video import Frames, Sampling, decode
+from video2lora.video import Sampling, decode
 
 SETTINGS: dict[str, Any] = {"frame_caps": (3, 5, 29), "longest_edges_px": (19, EDGE_PX), "frames_per_chunk": 4, "n_timed": 1, "n_rounds": 1}
 
@@ -183,25 +190,115 @@ def test_clips_are_drawn_by_the_seed_and_questions_by_style(made: tuple[Recipe, 
 
 
 def test_sums_are_by_video_over_questions_both_answered() -> None:
-    def row(question_id: str, video_id: str, system: str, value: float) -> dict[str, Any]:
-        return {"question_id": question_id, "video_id": video_id, "system": system, "token_f1": value}
+    def row(question_id: str, content: str, system: str, value: float) -> dict[str, Any]:
+        return {"question_id": question_id, "content": content, "system": system, "token_f1": value}
 
     rows = [row("a", "v", "one", 0.5), row("a", "v", "two", 0.25), row("b", "v", "one", 1.0), row("b", "v", "two", 0.0)]
     rows += [row("c", "w", "one", 1.0), row("c", "w", "two", 0.5), row("d", "w", "one", 1.0)]
     assert scores.sums_by_video(rows, ("one", "two"), "token_f1").tolist() == [[2, 1.5, 0.25], [1, 1.0, 0.5]]
 
 
-def test_frames_of_parts_are_those_of_the_span(bench: Bench) -> None:
-    from clips import frame_numbers
+@pytest.mark.parametrize(
+    ("times_ms", "n", "shown"),
+    [
+        (regular(23), 22, [*range(21), 22]),
+        (regular(7), 12, list(range(7))),
+        ([*range(0, 400, 40), 1500, 4000], 12, [0, 9, 10, 11]),
+        ([*range(0, 400, 40), 1500, 4000], 3, [0, 10, 11]),
+    ],
+)
+def test_no_frame_is_shown_twice(tmp_path: Path, times_ms: list[int], n: int, shown: list[int]) -> None:
+    path = write_clip(tmp_path / "clip.mp4", times_ms)
+    with opened(Clip("v", "v", str(path), 0.0, None, ())) as file:
+        frames = file.frames(Sampling(n_frames=n), longest_edge_px=EDGE_PX)
+    assert frame_numbers(frames.images) == shown
+    assert len(frames.timestamps_s) == len(shown) and all(np.diff(frames.timestamps_s) > 0)
 
-    from training.figures.bench import opened
 
+def test_frames_that_look_alike_are_all_shown(tmp_path: Path) -> None:
+    path, still = tmp_path / "still.mp4", np.zeros((26, 34, 3), np.uint8)
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 34, 26, "yuv444p"
+        for _ in range(13):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(still, format="rgb24")))
+        container.mux(stream.encode(None))
+    with opened(Clip("v", "v", str(path), 0.0, None, ())) as file:
+        assert len(file.frames(Sampling(n_frames=7), longest_edge_px=EDGE_PX).images) == 7
+
+
+def test_frames_of_a_span_are_its_own(bench: Bench) -> None:
     clip = next(one for one in bench.clips if one.video_id == "v2")  # frames 3 to 8
     with opened(clip) as file:
         assert file.n_frames == 6
-        parts: list[Frames] = [file.frames(Sampling(n_frames=12), longest_edge_px=EDGE_PX, part=(i, 2)) for i in range(2)]
         whole = file.frames(Sampling(n_frames=12), longest_edge_px=EDGE_PX)
     assert frame_numbers(whole.images) == [3, 4, 5, 6, 7, 8]
+    parts = chunks(whole, 2)
     assert [frame_numbers(part.images) for part in parts] == [[3, 4, 5], [6, 7, 8]]
     assert [*parts[0].timestamps_s, *parts[1].timestamps_s] == pytest.approx(list(whole.timestamps_s))
     assert parts[1].duration_s == pytest.approx(whole.duration_s) == pytest.approx(0.24)
+
+
+def as_long_as_fits(bench: Bench, clip: Clip, n_frames: int) -> dict[str, Any]:
+    """A question about the clip that no frame more would fit beside."""
+    frames = None
+    if n_frames:
+        frames = decode(clip.uri, Sampling(n_frames=n_frames), longest_edge_px=EDGE_PX, start_s=clip.start_s, end_s=clip.end_s)
+    row: dict[str, Any] = {**clip.questions[0], "question_id": f"long-{n_frames}"}
+    n_words = max(
+        n for n in range(1, 190) if bench.batch([row | {"question": "a" * n}], frames).input_ids.shape[1] + MAX_NEW_TOKENS <= N_POSITIONS
+    )
+    return row | {"question": "a" * n_words}
+
+
+def test_a_question_that_does_not_fit_costs_itself_alone(bench: Bench) -> None:
+    v0, v1 = bench.clips[:2]
+    longest, long = as_long_as_fits(bench, v1, 0), as_long_as_fits(bench, v1, 4)
+    asked = replace(bench, clips=(v0, replace(v1, questions=(longest, long, *v1.questions))))
+    cell = Sweep().measure(asked, f"7-frames-{EDGE_PX}px")
+    answered = {system: {row["question_id"] for row in cell["rows"] if row["system"] == system} for system in ("base", "sampled", "ours")}
+    short = {row["question_id"] for clip in (v0, v1) for row in clip.questions}
+    assert answered == {"base": short, "sampled": {*short, "long-4"}, "ours": {*short, "long-4"}}
+    assert (cell["n_videos"], cell["n_base_fits"]) == (2, 1)
+    assert [(one["key"], one["reason"]) for one in cell["left_out"][-1:]] == [("long-0", "prompt_too_long")]
+    alone = replace(bench, clips=(replace(v1, questions=(longest,)),))
+    with pytest.raises(BadInputError, match=r"answer\.sampled_frames: 3 frames, a question and its answer do not fit"):
+        Sweep().measure(alone, f"3-frames-{EDGE_PX}px")
+
+
+def test_a_folder_that_is_away_completes_no_figure(tmp_path: Path) -> None:
+    small = {"frame_caps": (2,), "longest_edges_px": (19,), "n_timed": 0, "n_rounds": 1}
+    recipe, where = make(tmp_path, **small)
+    away = tmp_path / "away"
+    away.mkdir()
+    clips = sorted(tmp_path.glob("*.mp4"))
+    for path in clips:
+        path.rename(away / path.name)
+    for figure in (Sweep(), Efficiency()):
+        with pytest.raises(
+            StorageError,
+            match=r"none of the clips' 4 files can be read .*Cells measured so far are kept; a later run goes on with this one",
+        ):
+            drawn(figure, recipe, where)
+        output = figure_output(figure, recipe, where)
+        assert not output.is_complete() and not names(f"{output.folder}/cells")
+    for path in clips:
+        if path.name != "v1.mp4":
+            (away / path.name).rename(path)
+    found = drawn(Sweep(), recipe, where)
+    assert found["cells"][0]["n_videos"] == 2
+    assert {one["key"]: one["reason"] for one in found["left_out"]}.items() >= {"v1": "missing", "v3": "not_a_video"}.items()
+    assert drawn(Efficiency(), recipe, where)["n_measured"] == 2
+
+
+def test_what_stands_in_for_the_base_is_starred(found: dict[str, Any]) -> None:
+    def printed(*caps: int) -> str:
+        out, cells = StringIO(), [one for one in found["cells"] if one["frame_cap"] in caps]
+        Console(file=out, width=400).print(tables.sweep({**found, "cells": cells}, None))
+        return out.getvalue()
+
+    assert "*" not in printed(3, 5)
+    starred = printed(29)
+    of = cell(found, 29)["systems"]["sampled"]
+    assert f" {of['n_input_tokens']:.0f} *" in starred and f" {1000 * of['ttft_s']:.1f} *" in starred
+    assert "* base does not fit its context for every clip" in starred

@@ -53,6 +53,18 @@ def test_rows_stop_where_there_is_no_more_room(monkeypatch: pytest.MonkeyPatch) 
     assert shown.n_questions == len(shown.data["rows"])
 
 
+def test_where_not_all_have_room_the_worst_losses_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    videos = [f"v{i:03d}" for i in range(200)]
+    lost = {f"v{i:03d}" for i in range(3, 200, 19)}
+    rows = [a_row(f"{v}-q", s, 0.0 if s == "ours" and v in lost else 1.0) for v in videos for s in SYSTEMS]
+    monkeypatch.setattr(gallery, "MAX_ROWS_BYTES", 20_000)
+    shown = show(rows, frames(["none"]))
+    there = [one["video"] for one in shown.data["rows"]]
+    assert lost <= set(there) and len(lost) < len(there) < 200 and len(there) == len(set(there)) == shown.n_questions
+    monkeypatch.setattr(gallery, "MAX_ROWS_BYTES", 20_000_000)
+    assert [one["video"] for one in show(rows, frames(["none"])).data["rows"] if one["video"] in set(there)] == there, "in the order drawn"
+
+
 def test_pictures_go_to_the_worst_and_to_the_first_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     videos = [f"v{i:02d}" for i in range(40)]
     rows = [a_row(f"{video}-q", system, 1.0 if (video, system) != ("v17", "ours") else 0.0) for video in videos for system in SYSTEMS]

@@ -13,7 +13,7 @@ from disturbed import a_place, at_a_step, losses, workers, write_recipe
 
 from infra.cluster import cluster
 from infra.config import Recipe, Where, load_recipe
-from tests.faults.scenario import ray_nodes
+from tests.faults.scenario import lose, ray_nodes
 from training import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -46,7 +46,7 @@ def kill(nodes: Any, n: int) -> None:
     at_work = {one.ppid() for one in workers()}
     victims = sorted(nodes.worker_nodes, key=lambda node: node.all_processes["raylet"][0].process.pid not in at_work)
     for victim in victims[:n]:
-        nodes.remove_node(victim, allow_graceful=False)
+        lose(nodes, victim)
 
 
 def test_killed_nodes_cost_steps_and_change_nothing(recipe: Recipe, nodes: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

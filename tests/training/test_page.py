@@ -55,7 +55,7 @@ def frames(rows: list[dict[str, Any]]) -> pa.Table:
 
 def figures() -> list[dict[str, Any]]:
     """Made up, in the shape of figure.json."""
-    about = {"n_questions": 90, "n_videos": 30}
+    about = {"n_questions": 90, "n_videos": 30, "left_out": [{"key": "v", "reason": "missing"}]}
     sweep = [
         {
             "frame_cap": cap, "longest_edge_px": edge, "n_videos": 30, "n_base_fits": 30 if cap < 48 else 3, "frames": {"mean": 0.8 * cap},
@@ -90,6 +90,7 @@ def report(rows: list[dict[str, Any]], *, drawn: list[dict[str, Any]] | None = N
         "recipe": recipe.model_dump(mode="json"),
         "hypernetwork": {"step": 3},
         "made_from": {},
+        "drawn": {"benchmarks": {"toy_qa": {"n_drawn": 5, "seed": 0, "annotations": HOSTILE[0]}}, "question_ids": []},
     }
     return page.render_report(numbers, gallery.show(rows, frames(rows), systems=systems, scores=numbers["scores"]))
 

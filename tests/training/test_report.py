@@ -17,7 +17,7 @@ from PIL import Image
 from infra.attempt import reject
 from infra.config import FramesSettings, Recipe, VLMSettings, Where
 from infra.errors import BadInputError
-from infra.evaluation_config import AnswerSettings, EvaluationSettings, JudgeSettings
+from infra.evaluation_config import AnswerSettings, EvaluationSettings, FigureSettings, JudgeModel, JudgeSettings
 from infra.judged import judged
 from infra.objects import read_json, write_new
 from infra.outputs import Output
@@ -33,10 +33,11 @@ from infra.sets import (
     judgements_set,
     made_output,
     outputs_of,
-    trained_hypernetwork,
 )
 from infra.storage import Table
-from training import report, report_rows
+from training import report, report_rows, verdicts
+from training.figures.figure import figure_made
+from training.figures.pruning import Pruning
 from video2lora.tiny.build import build_model, build_tokenizer
 from video2lora.video import Sampling
 
@@ -206,7 +207,7 @@ def test_a_row_for_each_question_system_and_training(where: Where) -> None:
 def test_bytes_kept_of_a_video(where: Where) -> None:
     got = numbers(where)["kept_bytes_per_video"]
     n_factors = 4 * 3 * (384 + 128)
-    assert got["ours"] == {"adapter fp32": 4 * n_factors, "adapter fp16": 2 * n_factors}
+    assert got["ours"] == {"adapter fp32, per chunk": 4 * n_factors, "adapter fp16, per chunk": 2 * n_factors}
     kv_of_a_token = 4 * 2 * 4 * 4 * 32  # fp32, keys and values, 4 layers, 4 heads of 32
     assert got["base"] == {"frames JPEG": len(jpeg()) + len(jpeg(seed=1)), "KV cache": (50 - 11) * kv_of_a_token}
     assert got["caption"] == {"text": 7}  # the summary goes before the caption; two letters of five take two bytes
@@ -221,6 +222,7 @@ def test_counts_rejects_and_what_made_it(where: Where, recipe: Recipe) -> None:
         {"stage": "frames", "reason": "truncated", "n": 2, "example": HOSTILE},
     ]
     assert got["recipe"] == recipe.model_dump(mode="json")
+    assert got["drawn"] == {"benchmarks": {}, "question_ids": ["a1", "a2", "a3", "b1", "b2"]}
     assert got["hypernetwork"]["step"] == 11
     assert [one["asked"] for one in got["made_from"]["inputs"]["answers"]] == [{"stage": "test of answers"}] * 2
 
@@ -329,6 +331,12 @@ def test_other_inputs_and_none_are_refused(recipe: Recipe, where: Where, tmp_pat
         report.run(recipe, Where(data=str(tmp_path)))
 
 
+def judgement_ids() -> set[str]:
+    """Of all answers there are."""
+    pairs = ((question, answer) for question in questions() for answer in answers() if answer["question_id"] == question["question_id"])
+    return {judged(question, answer["answer"]).judgement_id for question, answer in pairs}
+
+
 def test_a_judge_and_a_figure_make_another_report_beside_the_first(recipe: Recipe, tmp_path: Path) -> None:
     where = a_data_folder(recipe, tmp_path)
     judge = JudgeSettings(model="toy-judge")
@@ -352,26 +360,72 @@ def test_a_judge_and_a_figure_make_another_report_beside_the_first(recipe: Recip
     made = judgements_made(judge, weights="w", rubrics="r")
     unmarked = judged(questions()[1], ANSWERS["base"]["a2"]).judgement_id
     fill(table, unique, [reject("judge", unmarked, "judge_error")], made=made)
+    with pytest.raises(BadInputError, match=r"\d+ of \d+ different answers were not given to the judge toy-judge: run `video2lora judge`"):
+        report.run(judging, where)
+    refused = sorted(judgement_ids() - {row["judgement_id"] for row in unique})
+    fill(table, unique, [reject("judge", key, "judge_error") for key in refused], made=made)
     of_other = dict.fromkeys(table.spec.schema.names) | {"judgement_id": "of another recipe", "score": 1.0}
     fill(table, [of_other], [reject("judge", "of another recipe too", "teacher_error")], made=made)  # which the set was asked for last
     report.run(judging, where)
     got = numbers(where)
     assert got["primary"] == "judge" and got["systems"]["ours"]["scores"]["judge"] == pytest.approx(0.8)
     assert got["judge"] == {
-        "model": "toy-judge", "n_judged": 10, "missing": {"base": 6, "ours": 8, "blind": 8, "caption": 4},
-        "rejects": {"judge_error": 1}, "agreement": None,
+        "model": "toy-judge", "set": table.set, "n_judged": 10, "missing": {"base": 6, "ours": 8, "blind": 8, "caption": 4},
+        "rejects": {"judge_error": len(refused)}, "agreement": None,
     }  # fmt: skip
+    (told, *_) = verdicts.verdicts(got)
+    assert told.text == "26 answers have no mark by the judge: what is claimed is of the others" and told.holds is None
+    assert told.detail.startswith("6 of base, 8 of ours, ")
     # base says of b1 what it says of a1, whose question and references are the same words: judged once
     assert [one["margin"] for one in got["benchmarks"]["toy"]["claims"]["judge"]] == [0.15, 0.05]
-    made = {"table": "pruning", "hypernetwork": trained_hypernetwork(recipe.of_seeds()[0], where.data).made_from()}
-    figure = made_output(where.data, FIGURES, "pruning", made)
-    figure.begin(made)
-    cell = {"kept": "top-1", "n_videos": 2, "systems": {"generated": {"token_f1": 0.123}}}
-    drawn = {"table": "pruning", "n_questions": 5, "n_videos": 2, "cells": [cell]}
-    write_new(f"{figure.folder}/figure.json", json.dumps(drawn).encode())
-    figure.complete()
+    drawn = a_figure(judging.of_seeds()[0], where, kept="top-1")
+    a_figure(judging.of_seeds()[0].model_copy(update={"figures": FigureSettings(n_videos=3)}), where, kept="bottom-1")
+    assert report.figures_of(judging, where) == [drawn], "of other settings"
     report.run(judging, where)
     first, second = sorted(outputs_of(where.data, REPORTS), key=lambda one: str(one.completed_at()))
     assert "top-1" not in Path(first.folder, "report.html").read_text()
     html = Path(second.folder, "report.html").read_text()
-    assert "top-1" in html and "0.123" in html
+    assert "top-1" in html and "0.123" in html and "bottom-1" not in html
+    fill(Table(where.data, "questions"), [questions()[0] | {"question_id": "b9"}])
+    assert report.figures_of(judging, where) == [], "of the questions of before"
+
+
+def a_figure(recipe: Recipe, where: Where, *, kept: str) -> Output:
+    made = figure_made(Pruning(), recipe, where)
+    figure = made_output(where.data, FIGURES, "pruning", made)
+    figure.begin(made)
+    cell = {"kept": kept, "n_videos": 2, "systems": {"generated": {"token_f1": 0.123}}}
+    drawn = {"table": "pruning", "n_questions": 5, "n_videos": 2, "left_out": [], "cells": [cell]}
+    write_new(f"{figure.folder}/figure.json", json.dumps(drawn).encode())
+    figure.complete()
+    return figure
+
+
+def test_wordnet_and_the_second_judge_make_another_report_when_they_come(recipe: Recipe, tmp_path: Path) -> None:
+    without = a_data_folder(recipe, tmp_path).model_copy(update={"wordnet": str(tmp_path / "wordnet")})
+    judge = JudgeSettings(model="toy-judge", second=JudgeModel(model="toy-second"))
+    judging = recipe.model_copy(update={"judge": judge})
+    mark = {
+        "judgement_id": judged(questions()[0], ANSWERS["base"]["a1"]).judgement_id,
+        "score": 0.8,
+        "points": 4,
+        "rationale": "",
+        "replies": [],
+    }
+
+    def judge_all(by: JudgeModel, rubrics: str) -> None:
+        made = judgements_made(by, weights="w", rubrics=rubrics)
+        rest = [reject("judge", key, "judge_error") for key in sorted(judgement_ids() - {str(mark["judgement_id"])})]
+        fill(judgements_set(by, without.data, weights="w", rubrics=rubrics), [mark], rest, made=made)
+
+    judge_all(judge, "r")
+    names = [report.output_of(judging, without)[0].name]
+    (tmp_path / "wordnet").mkdir()
+    names.append(report.output_of(judging, without)[0].name)
+    assert report.output_of(judging, without)[0].name == names[-1]
+    assert judge.second is not None
+    judge_all(judge.second, "r")
+    names.append(report.output_of(judging, without)[0].name)
+    judge_all(judge.second, "others, which say the same of it")
+    names.append(report.output_of(judging, without)[0].name)
+    assert len(set(names)) == 4

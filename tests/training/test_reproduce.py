@@ -2,18 +2,20 @@
 
 import json
 import shutil
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from made_figures import make
+from rich.console import Console
 
 from infra.config import Recipe, VLMSettings, Where
 from infra.errors import BadInputError
 from infra.objects import write_new
 from infra.sets import REPORTS, made_output
 from training import reproduce
-from training.figures import report_tables
+from training.figures import report_tables, tables
 
 SMALL = {"frame_caps": (2,), "longest_edges_px": (19,), "n_rounds": 1, "n_questions": (1, 5), "n_chunks": (1, 2), "kept_directions": (1,)}
 
@@ -43,7 +45,7 @@ def write_report(where: Where, recipe: Recipe, benchmarks: dict[str, Any], *, mo
     made = {"stage": "report", "recipe": recipe.model_dump(mode="json"), "inputs": {"more": more}}
     output = made_output(where.data, REPORTS, "report", made)
     output.begin(made)
-    numbers = {"scores": ["judge", "token_f1"], "benchmarks": benchmarks}
+    numbers = {"scores": ["judge", "token_f1"], "benchmarks": benchmarks, "recipe": recipe.model_dump(mode="json")}
     write_new(f"{output.folder}/report.json", json.dumps(numbers).encode())
     output.complete()
 
@@ -77,6 +79,19 @@ def test_captions_have_both_margins_an_average_and_the_papers_line(where: Where,
     assert average["paper"]["ours"] == 0.309
 
 
+def test_verdicts_are_the_reports_after_its_correction(where: Where, capsys: pytest.CaptureFixture[str]) -> None:
+    """Taken alone the claim holds (p 0.0225), over four benchmarks it does not."""
+    of = part("caption", 0.30, 0.30)
+    for one in of["claims"]["judge"]:
+        one |= {"p_noninferior_holm": 0.0899, "p_equivalent_holm": 0.0225}
+    write_report(where, RECIPE, {"vdc": of, "mine": part("mixed", 0.3, 0.3)}, more="corrected")
+    reproduce.run("captions", RECIPE, where, as_json=True)
+    said = capsys.readouterr()
+    judge = [row for row in json.loads(said.out) if row["score"] == "judge"]
+    assert [(row["noninferior"], row["equivalent"]) for row in judge] == [(False, True), (False, True)]
+    assert "left out, as they have questions and captions: mine;" in said.err
+
+
 def test_questions_are_of_their_task_alone(where: Where, capsys: pytest.CaptureFixture[str]) -> None:
     found = rows("questions", where, capsys)
     assert {row["benchmark"] for row in found} == {"nextqa"} and found[0]["paper"]["ours"] == 0.547
@@ -97,8 +112,15 @@ def test_tables_are_printed_with_the_papers_beside(where: Where, capsys: pytest.
     assert "-0.100 [-0.120, -0.080]" in out and "-0.108 [-0.118, -0.098]" in out and "paper base" in out
     reproduce.run("styles", RECIPE, where, as_json=False)
     assert "50.0 %" in capsys.readouterr().out
-    grid = report_tables.grid_of("captions", report_tables.claims({"scores": ["judge"], "benchmarks": BENCHMARKS}, "caption", None), None)
+    report = {"scores": ["judge"], "benchmarks": BENCHMARKS, "recipe": RECIPE.model_dump(mode="json")}
+    grid = report_tables.grid_of("captions", report_tables.claims(report, "caption", None), None)
     assert len(grid.columns) == 9, "without the paper's where the model is another"
+
+
+def test_texts_from_data_do_not_control_a_terminal() -> None:
+    out = StringIO()
+    Console(file=out, width=80).print(tables.grid("title\x1b[2J", ["a\x07"], [["[red]b\x1b[31m\x9b"]]))
+    assert "[red]b" in out.getvalue() and not set("\x1b\x07\x9b") & set(out.getvalue())
 
 
 def test_the_newest_report_of_the_recipe_counts(where: Where, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,7 +88,7 @@ def scored(rng: np.random.Generator, shares: dict[str, float]) -> tuple[measures
             text = "yes" if rng.random() < share + ease[i // N_EACH] else "no"
             cost = {"n_input_tokens": 1, "n_visual_tokens": 0, "ttft_s": None}
             answers.append({"question_id": one["question_id"], "system": system, "answer": text, **cost})
-    return tuple(measures.score(answers, questions))
+    return tuple(measures.score(answers, questions, contents={f"{video}": f"{video}" for video in range(N_VIDEOS)}))
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ from made_questions import MAX_NEW_TOKENS, N_FRAMES, WORDINGS, a_data_folder, a_
 from infra.artifacts import FRAMES
 from infra.config import Recipe, Where
 from infra.errors import BadInputError
+from infra.hypernetworks import champion_folder, local_hypernetwork
 from infra.objects import write_new
-from infra.sets import answers_set, champion_folder
+from infra.sets import answers_set
 from training import answer
 from training.systems import Systems
 from training.videos import chunks, evenly, frames_of, trained_for
@@ -249,11 +250,11 @@ def test_a_champion_of_another_vlm_is_refused(recipe: Recipe, own: Path, rows: d
 
 
 def test_a_champion_in_a_bucket_is_fetched(own: Path, bucket: str) -> None:
-    with pytest.raises(BadInputError, match="holds no hypernetwork that can be read"), answer.local_hypernetwork(f"{bucket}/champion"):
+    with pytest.raises(BadInputError, match="holds no hypernetwork that can be read"), local_hypernetwork(f"{bucket}/champion"):
         pass
     for path in own.iterdir():
         write_new(f"{bucket}/champion/{path.name}", path.read_bytes())
-    with answer.local_hypernetwork(f"{bucket}/champion") as folder:
+    with local_hypernetwork(f"{bucket}/champion") as folder:
         assert hypernetwork_hash(folder) == hypernetwork_hash(own)
     assert not folder.exists()
 

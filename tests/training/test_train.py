@@ -73,6 +73,9 @@ def test_settings_that_do_not_go_together_are_refused(recipe: Recipe, where: Whe
 
 
 def test_fewer_workers_than_there_may_be_are_refused(recipe: Recipe, where: Where) -> None:
+    for n_gpus in (0.5, 2.0):
+        with pytest.raises(BadInputError, match=rf"VIDEO2LORA_TRAINING_GPUS: got {n_gpus:g}, expected 0 or 1 to train"):
+            train.run(recipe, where.model_copy(update={"training_gpus": n_gpus}))
     with pytest.raises(BadInputError, match="VIDEO2LORA_TRAINING_MIN_WORKERS: got 3, expected at most 2"):
         train.run(recipe, where.model_copy(update={"training_min_workers": 3}))
 

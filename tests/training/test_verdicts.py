@@ -37,6 +37,7 @@ def test_one_benchmark() -> None:
         ({"a": CLAIM, "b": CLAIM}, True, "is as good as base within 0.05 on token F1: not worse on 2 of 2 benchmarks, equivalent on 2"),
         ({"a": CLAIM, "b": WORSE}, False, "is not shown to be as good as base within 0.05 on token F1: not worse on 1 of 2 benchmarks"),
         ({"a": CLAIM, "b": WORSE}, False, "worst on b, −0.200 [−0.300, −0.100]"),
+        ({"a": CLAIM, "b": WORSE}, False, "worst on b, −0.200 [−0.300, −0.100]; taken alone, would hold from a margin of 0.300"),
         ({"a": WORSE}, False, "it may be worse, −0.200"),
         ({"a": WORSE | {"low": -0.04}}, False, "too few clips to tell, −0.200"),
         ({"a": WORSE | {"low": None}}, False, "too few clips to tell, −0.200; would hold from a margin of 0.300"),

@@ -16,12 +16,12 @@ from made_examples import a_row, as_read, fill, write_examples, write_vlm
 from infra import retry
 from infra.artifacts import VISUAL_TOKENS
 from infra.config import Recipe, TrainingSettings, VLMSettings, Where
-from infra.errors import BadInputError, StageFailedError
+from infra.errors import BadInputError
 from infra.sets import visual_tokens_made, visual_tokens_set
 from training import visual_tokens
 from training.batches import example
 from training.loss import Encoder
-from training.visual_tokens import Encoders, as_tensor, encoders_that_fit, read_tokens, token_files, tokens_row
+from training.visual_tokens import as_tensor, read_tokens, token_files, tokens_row
 from video2lora.jpeg import from_jpegs
 from video2lora.pretrained import load_vlm
 from video2lora.sampling import Frames
@@ -117,19 +117,6 @@ def test_tokens_are_found_by_the_log_and_read_in_the_order_that_is_asked(folder:
     got = read_tokens(list(files), asked)
     assert got.to_pylist() == [rows[3], rows[0], rows[2]]
     assert read_tokens([], []).schema == VISUAL_TOKENS.schema
-
-
-def test_a_worker_each_for_training_as_far_as_there_is_room() -> None:
-    def fit(nodes: list[dict[str, float]], n_blocks: int = 99, **where: Any) -> Encoders:
-        return encoders_that_fit(nodes, Where(data="d", **where), n_blocks=n_blocks)
-
-    assert fit([{"CPU": 7.0}], training_workers=3) == Encoders(3, 2)
-    assert fit([{"CPU": 7.0}], training_workers=3, n_blocks=2) == Encoders(2, 3)
-    assert fit([{"CPU": 2.0}], training_workers=5) == Encoders(2, 1)
-    assert fit([{"CPU": 11.0, "GPU": 1.0}, {"CPU": 13.0, "GPU": 1.0}, {}], training_workers=5, training_gpus=0.5) == Encoders(4, 5)
-    for nodes in ([{"CPU": 4.0, "GPU": 1.0}], [{"GPU": 8.0}]):
-        with pytest.raises(StageFailedError, match=r"less than the 0\.9 CPUs and 2 GPUs of one worker"):
-            fit(nodes, training_gpus=2)
 
 
 @pytest.mark.slow

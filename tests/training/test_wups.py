@@ -34,6 +34,9 @@ def wups(wordnet: str) -> Wups:
         ("", "dog", 0, 0),
         ("to him", "to him", 1, 1),  # no word left: ours, not NExT-QA's
         ("to him", "dog", 0, 0),
+        ("To him.", "to him", 1, 1),
+        ("him", "her", 0, 0),
+        ("", "her", 0, 0),
         ("yes", "no", 0, 0),
         ("Yes.", "yes", 1, 1),
         ("a yes", "no", 0, 0),

@@ -199,12 +199,24 @@ def test_paths_are_paths_and_nothing_else(tmp_path: Path, monkeypatch: pytest.Mo
     assert content_id("a:b.mp4") == content_id(source) and len(content_id(source)) == 64
 
 
-def test_a_playlist_opens_nothing_but_itself(tmp_path: Path) -> None:
-    playlist = tmp_path / "list.mp4"
-    playlist.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:1/a.ts\n#EXT-X-ENDLIST\n")
-    with pytest.raises(VideoDecodeError) as error:
-        decode(playlist, Sampling(), longest_edge_px=384)
-    assert error.value.reason in (RejectReason.NOT_A_VIDEO, RejectReason.NO_VIDEO_STREAM)
+HLS = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"
+DASH = (
+    '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT1S"><Period><AdaptationSet '
+    'mimeType="video/mp2t"><Representation id="1" bandwidth="1"><BaseURL>{}</BaseURL></Representation></AdaptationSet></Period></MPD>'
+)
+
+
+@pytest.mark.parametrize("name", ["list.mp4", "list.m3u8"])
+@pytest.mark.parametrize("text", [HLS, DASH, "ffconcat version 1.0\nfile '{}'\n"], ids=["hls", "dash", "concat"])
+def test_a_playlist_opens_nothing_but_itself(text: str, name: str, tmp_path: Path) -> None:
+    private = write_clip(tmp_path / "private.ts", regular(12))
+    playlist = tmp_path / name
+    for address in ("http://127.0.0.1:1/a.ts", str(private), private.as_uri(), private.name):
+        playlist.write_text(text.format(address))
+        for read in (lambda: decode(playlist, Sampling(), longest_edge_px=384), lambda: probe(playlist)):
+            with pytest.raises(VideoDecodeError) as error:
+                read()
+            assert error.value.reason == RejectReason.NOT_A_VIDEO
 
 
 def bad_file(folder: Path, kind: RejectReason) -> Path:

@@ -15,7 +15,7 @@ from transformers import Idefics3ImageProcessorPil
 
 from video2lora import prompts
 from video2lora.pixels import squash
-from video2lora.pretrained import load_vlm, vlm_path, weights_digest
+from video2lora.pretrained import load_vlm, vlm_path, weights_digest, without_cudnn_attention
 from video2lora.video import Frames
 from video2lora.vlm import FrozenVLM
 
@@ -176,3 +176,16 @@ def test_a_damaged_model_folder_is_refused(tmp_path: Path, what: str, message: s
 def test_a_folder_has_no_revisions(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"revision: got 'abc' for .* which is a folder"):
         load_vlm(str(tmp_path), revision="abc")
+
+
+def test_on_a_gpu_attention_is_not_cudnns() -> None:
+    """The switch alone: what it is for needs a GPU that has the fault."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        without_cudnn_attention("cpu")
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+        without_cudnn_attention("cuda:1")
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

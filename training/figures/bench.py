@@ -9,25 +9,36 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from jaxtyping import Float
 
 from infra.config import Recipe, Where
+from infra.contents import contents_of
 from infra.errors import BadInputError
 from infra.fetch import fetched
-from infra.sets import trained_hypernetwork
+from infra.hypernetworks import local_hypernetwork
+from infra.sets import evaluated_hypernetwork
 from infra.storage import Table
-from training.answer import local_hypernetwork, questions_of
+from training.answer import questions_of
 from training.models import frozen_vlm
 from training.videos import trained_for
 from video2lora import prompts
 from video2lora.api import Internalizer
 from video2lora.checkpoint import hypernetwork_hash
+from video2lora.ffmpeg_program import READ_TIMEOUT_S, list_frames
 from video2lora.lora import Lora, adapted
+from video2lora.sampling import shown_at
 from video2lora.scoring import degeneration, exact_match, token_f1
 from video2lora.video import Frames, RejectReason, Sampling, VideoDecodeError, decode, probe
+from video2lora.video_file import check_file
 from video2lora.vlm import FrozenVLM, TextBatch
+
+OUT_OF_REACH = (RejectReason.MISSING, RejectReason.UNREADABLE)  # says nothing about the video
 
 Row = dict[str, Any]
 Read = TypeVar("Read")
@@ -38,6 +49,7 @@ class Clip:
     """A test video, or a span of one, and what is asked about it."""
 
     video_id: str
+    content: str  # of its file
     uri: str
     start_s: float
     end_s: float | None
@@ -53,17 +65,25 @@ class Opened:
     end_s: float
     n_frames: int
 
-    def frames(self, sampling: Sampling, *, longest_edge_px: int, part: tuple[int, int] = (0, 1)) -> Frames:
-        """Of the whole span, or of part i of n equal ones: (i, n). Times count from the span's start. Raises VideoDecodeError."""
-        number, n_parts = part
-        span_s = self.end_s - self.start_s
-        start_s, end_s = (self.start_s + span_s * edge / n_parts for edge in (number, number + 1))
-        n_frames = min(sampling.n_frames, max(1, self.n_frames // n_parts)) if sampling.n_frames else 0
-        sampling = sampling.model_copy(update={"n_frames": n_frames})
-        found = decode(self.path, sampling, longest_edge_px=longest_edge_px, start_s=start_s, end_s=end_s)
-        if n_parts == 1:
+    def frames(self, sampling: Sampling, *, longest_edge_px: int) -> Frames:
+        """Of the span, each frame of the file once: fewer than asked for where one is on show at several of the times (variable rates).
+
+        Raises VideoDecodeError.
+        """
+        sampling = sampling.model_copy(update={"n_frames": min(sampling.n_frames, self.n_frames)})
+        found = decode(self.path, sampling, longest_edge_px=longest_edge_px, start_s=self.start_s, end_s=self.end_s)
+        images = found.images
+        alike = any(np.array_equal(one, other) for one, other in pairwise(images))
+        if not alike or not len(self.times_s):  # frames that differ need no look at the times of all
             return found
-        return Frames(found.images, found.timestamps_s + (start_s - self.start_s), span_s)
+        _, first = np.unique(shown_at(self.times_s, self.start_s + found.timestamps_s), return_index=True)
+        return Frames(images[first], found.timestamps_s[first], found.duration_s)
+
+    @cached_property
+    def times_s(self) -> Float[np.ndarray, " n_shown"]:
+        """Of all frames of the file, from its first one on; empty where ffmpeg can decode none."""
+        times_s, _ = list_frames(self.path, timeout_s=READ_TIMEOUT_S)
+        return times_s - times_s[:1]
 
 
 def clips_of(recipe: Recipe, where: Where) -> list[Clip]:
@@ -81,9 +101,11 @@ def clips_of(recipe: Recipe, where: Where) -> list[Clip]:
             f"({settings.benchmark or 'any'}) and figures.styles ({', '.join(settings.styles or ['any'])})"
         )
     chosen = sorted(random.Random(settings.seed).sample(ids, min(settings.n_videos, len(ids))))
+    contents = contents_of(where.data, chosen)
     return [
         Clip(
             video_id=video_id,
+            content=contents[video_id],
             uri=videos[video_id]["uri"],
             start_s=videos[video_id]["start_s"] or 0.0,
             end_s=videos[video_id]["end_s"],
@@ -103,6 +125,16 @@ def opened(clip: Clip) -> Iterator[Opened]:
             raise VideoDecodeError(RejectReason.NO_FRAMES, f"the span begins at {clip.start_s} s, the clip ends at {info.duration_s:.3f} s")
         share = (end_s - clip.start_s) / info.duration_s
         yield Opened(path, clip.start_s, end_s, max(1, round(info.n_frames * share)))
+
+
+def is_in_reach(clip: Clip) -> bool:
+    """Whether its file is there and may be read; what it holds is not looked at. Raises StorageError."""
+    try:
+        with fetched(clip.uri) as path:
+            check_file(path)
+    except VideoDecodeError as error:
+        return error.reason not in OUT_OF_REACH
+    return True
 
 
 @dataclass(frozen=True)
@@ -171,6 +203,7 @@ class Bench:
                         {
                             "question_id": question["question_id"],
                             "video_id": clip.video_id,
+                            "content": clip.content,
                             "style": question["style"],
                             "system": system,
                             "answer": answer.text,
@@ -195,7 +228,7 @@ def opened_bench(recipe: Recipe, where: Where, clips: Sequence[Clip]) -> Iterato
     """The recipe's models, on a GPU where there is one. Raises BadInputError where they do not fit each other."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     vlm = frozen_vlm(recipe, device=device)
-    with local_hypernetwork(trained_hypernetwork(recipe, where.data).folder) as folder:
+    with local_hypernetwork(evaluated_hypernetwork(recipe, where.data)[0]) as folder:
         hypernetwork = trained_for(vlm, folder)
         frames = recipe.frames
         using = Internalizer(vlm, hypernetwork, frames.sampling, frames.longest_edge_px, hypernetwork_hash(folder), str(folder))

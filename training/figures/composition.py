@@ -1,24 +1,24 @@
 """Section 5.6 of the paper: a video read in chunks, each its own adapter, and the adapters composed; 1 to 32 chunks, with the controls.
 
-    composed       n chunks of equal spans, frames_in_chunk frames of each, their deltas summed; the static adapter once
+    composed       frames_in_chunk frames for each of n chunks, one chunk after the other, their deltas summed; the static adapter once
     reversed       the same chunks the other way round, and shuffled: the sum has no order, so they must answer alike (up to rounding)
     half           the first half of the chunks alone: what composing the rest is worth
     one_pass       the frames of all chunks in one pass, where they fit the VLM's positions
     whole          frames_in_chunk frames of the whole video in one adapter, which is what the paper compares with
 
-The paper has two chunks, `composed` and `whole`. A clip of fewer frames than chunks has a chunk for each frame, and each chunk no more
-frames than its span holds, so that no picture counts twice.
+The paper has two chunks, `composed` and `whole`. Frames are chosen once over the whole video and then cut into chunks, which differ by one
+frame at most, so that no frame counts twice. A clip of fewer frames than chunks has a chunk for each frame.
 """
 
 import random
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from infra.config import Recipe
+from infra.errors import BadInputError
 from training.figures import scores
 from training.figures.bench import Bench, Clip, Opened
+from training.videos import chunks
 from video2lora.lora import Lora, compose, stack
 from video2lora.video import Frames
 
@@ -35,22 +35,23 @@ class Composition:
 
     def measure(self, bench: Bench, cell: str) -> dict[str, Any]:
         n, settings = int(cell.split("-")[0]), bench.recipe.figures
-        sampling = bench.using.sampling.model_copy(update={"n_frames": settings.frames_in_chunk})
+        sampling = bench.using.sampling
         left_out, rows, n_chunks, n_frames, n_one_pass = list(bench.left_out), [], [], [], 0
 
-        def read(file: Opened) -> tuple[list[Frames], Frames]:
-            edge_px, n_parts = bench.using.longest_edge_px, min(n, file.n_frames)
-            parts = [file.frames(sampling, longest_edge_px=edge_px, part=(i, n_parts)) for i in range(n_parts)]
-            return parts, parts[0] if n_parts == 1 else file.frames(sampling, longest_edge_px=edge_px)
+        def read(file: Opened) -> tuple[Frames, Frames]:
+            of_all, of_one = (sampling.model_copy(update={"n_frames": k * settings.frames_in_chunk}) for k in (n, 1))
+            edge_px = bench.using.longest_edge_px
+            together = file.frames(of_all, longest_edge_px=edge_px)
+            return together, together if n == 1 else file.frames(of_one, longest_edge_px=edge_px)
 
-        for clip, (parts, whole) in bench.read(read, left_out):
-            made = [bench.generated(part) for part in parts]
+        for clip, (together, whole) in bench.read(read, left_out):
+            parts = chunks(together, n)
+            made = [generated(bench, part) for part in parts]
             loras = {"composed": composed(bench, made)}
             if len(made) > 1:
                 order = random.Random(f"{settings.seed}/{clip.video_id}").sample(made, len(made))
                 loras |= {"reversed": composed(bench, made[::-1]), "shuffled": composed(bench, order)}
-                loras |= {"half": composed(bench, made[: len(made) // 2]), "whole": bench.with_static(bench.generated(whole))}
-                together = joined(parts)
+                loras |= {"half": composed(bench, made[: len(made) // 2]), "whole": bench.with_static(generated(bench, whole))}
                 if bench.is_read_whole(together):
                     loras["one_pass"] = bench.with_static(bench.generated(together))
                     n_one_pass += 1
@@ -82,10 +83,12 @@ def composed(bench: Bench, made: Sequence[Lora]) -> Lora:
     return bench.with_static(compose(stack(made), [len(made)]))
 
 
-def joined(parts: Sequence[Frames]) -> Frames:
-    """All frames of all parts, in order; their times count from one start already."""
-    images, timestamps_s = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "timestamps_s"))
-    return Frames(images, timestamps_s, parts[0].duration_s)
+def generated(bench: Bench, chunk: Frames) -> Lora:
+    """Its adapter, without the static one. Raises BadInputError where it does not fit the VLM."""
+    try:
+        return bench.generated(chunk)
+    except ValueError as error:
+        raise BadInputError(f"recipe: figures.frames_in_chunk: got {bench.recipe.figures.frames_in_chunk}: {error}") from error
 
 
 def same_answers(rows: Sequence[dict[str, Any]], system: str) -> float | None:

@@ -100,7 +100,7 @@ class Efficiency:
             "parts_s": {part: scores.mean_of_videos([cell["parts_s"][part] for cell in own], settings) for part in PARTS},
             "systems": systems,
             "amortised_s": spread_s,
-            "device": own[0]["device"],
+            "device": " and ".join(sorted({cell["device"] for cell in own})),  # of several: a run went on on another machine
         }
 
 

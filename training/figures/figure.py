@@ -13,14 +13,17 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from infra.config import Recipe, Where
+from infra.errors import StorageError
 from infra.objects import read_json, write_new
 from infra.outputs import Output
 from infra.progress import counting, say
-from infra.sets import FIGURES, Made, made_output, trained_hypernetwork
+from infra.sets import FIGURES, Made, evaluated_hypernetwork, made_output
 from infra.storage import Table
-from training.figures.bench import Bench, Clip, clips_of, opened_bench
+from training.figures.bench import OUT_OF_REACH, Bench, Clip, clips_of, is_in_reach, opened_bench
 
 Numbers = dict[str, Any]
+
+VERSION = 2  # raised when the same inputs would give other numbers
 
 DRAWN = ("n_videos", "benchmark", "styles", "seed")
 """Settings of every figure: which clips."""
@@ -47,12 +50,12 @@ def figure_made(figure: Figure, recipe: Recipe, where: Where) -> Made:
     """What a figure depends on. Raises BadInputError where an input is not complete."""
     settings = recipe.figures.model_dump(mode="json", include={*DRAWN, *figure.settings})
     inputs = {name: Table(where.data, name).made_from() for name in ("videos", "questions")}
-    hypernetwork = trained_hypernetwork(recipe, where.data).made_from()
+    hypernetwork = evaluated_hypernetwork(recipe, where.data)[1]
     made = recipe.section("vlm", "answer", "evaluation")
     made["answer"] = {name: made["answer"][name] for name in ("split", "max_new_tokens", "sampled_frames")}
     made["evaluation"] = {name: made["evaluation"][name] for name in ("n_draws", "alpha", "margin")}
     frames = recipe.frames.model_dump(mode="json", include={"sampling", "longest_edge_px", "jpeg_quality"})
-    asked = {"stage": "figure", "table": figure.table, **made, "frames": frames, "figures": settings}
+    asked = {"stage": "figure", "version": VERSION, "table": figure.table, **made, "frames": frames, "figures": settings}
     return {**asked, "hypernetwork": hypernetwork, "inputs": inputs}
 
 
@@ -78,7 +81,9 @@ def drawn(figure: Figure, recipe: Recipe, where: Where) -> Numbers:
     if left:
         with counting(figure.table, "cells", len(left)) as counter, opened_bench(recipe, where, clips) as bench:
             for name in left:
-                write_new(_cell(output, name), _json(figure.measure(bench, name)))
+                cell = figure.measure(bench, name)
+                _check_reach(figure, bench, name, cell)
+                write_new(_cell(output, name), _json(cell))
                 counter.advance(note=name)
     cells = [read_json(_cell(output, name)) for name in names]
     left_out = {one["key"]: one for cell in cells for one in cell["left_out"]}
@@ -94,6 +99,16 @@ def drawn(figure: Figure, recipe: Recipe, where: Where) -> Numbers:
     output.complete()
     say(f"{figure.table}: {path}")
     return dict(read_json(path))
+
+
+def _check_reach(figure: Figure, bench: Bench, name: str, cell: Numbers) -> None:
+    """Raises StorageError where clips were not found and none is to be found: their folder is away, and the cell would say nothing."""
+    lost = [one["detail"] for one in cell["left_out"] if one["reason"] in OUT_OF_REACH]
+    if lost and not any(map(is_in_reach, bench.clips)):
+        raise StorageError(
+            f"{figure.table}: cell {name}: none of the clips' {len(bench.clips)} files can be read ({lost[-1]}): is their folder there? "
+            "Cells measured so far are kept; a later run goes on with this one"
+        )
 
 
 def _cell(output: Output, name: str) -> str:

@@ -7,7 +7,6 @@ frames of 384 px, and the judge is a Qwen3-VL-30B. Names are those of `video2lor
 from dataclasses import dataclass
 
 MODELS = ("500M", "2.2B")
-MARGINS = {"judge": 0.15, "token_f1": 0.05}  # section 4.3, on [0, 1]
 AVERAGE = "average"
 """The last line of tables 1 and 4: of the benchmarks, each counting once; but of table 4's judge, of the questions (VidCapBench has half of
 them), as its own lines show. Each benchmark once, it would be 0.479 and 0.464 at 500M, 0.567 and 0.478 at 2.2B."""
@@ -169,9 +168,6 @@ SWEEP = {
     for cap in of
     for i, edge_px in enumerate(EDGES_PX)
 }
-
-TTFT_S = {"500M": (6.45, 0.55), "2.2B": (7.06, 0.58)}
-"""Figure 2a: base, and ours with its internalization spread over 15.23 questions a video. Which machine, it does not say."""
 
 AMORTISED_S = {  # figure 2b: ours, by number of questions; the base's at one question is 6.79 and 7.44
     "500M": {1: 5.70, 2: 2.94, 3: 2.02, 5: 1.29, 10: 0.74, 15: 0.52, 20: 0.46},

@@ -89,7 +89,12 @@ class Pruning:
         def read(file: Opened) -> Frames:
             return file.frames(sampling, longest_edge_px=edge_px)
 
-        self.loras = {clip.video_id: bench.generated(frames) for clip, frames in bench.read(read, self.left_out)}
+        for clip, frames in bench.read(read, self.left_out):
+            if bench.is_read_whole(frames):
+                self.loras[clip.video_id] = bench.generated(frames)
+            else:
+                why = f"{len(frames.images)} frames do not fit the VLM's {bench.vlm.n_positions} positions"
+                self.left_out.append({"key": clip.video_id, "reason": "prompt_too_long", "detail": why})
 
 
 def strength(lora: Lora) -> Float[Tensor, " r"]:

@@ -1,7 +1,7 @@
 """A report's numbers as the paper's tables 1 to 4: a line for each benchmark or style, base and ours, with the paper's own beside them.
 
-The paper's verdicts are by its margins, 0.15 on the judge and 0.05 on token F1; ours by those of the recipe (the report claims the judge's
-score at both), and a line says by which.
+The paper's verdicts are by its margins, 0.15 on the judge and 0.05 on token F1, each benchmark taken alone; ours by those of the recipe
+(the report claims the judge's score at both), a line says by which, and after Holm's correction over benchmarks, as in the report.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from rich.table import Table as Grid
 
 from training.figures import paper
 from training.figures.tables import difference, grid, score
+from training.verdicts import holds
 
 PAIR = ("ours", "base")
 PAPERS = {"caption": paper.CAPTIONS, "question": paper.QUESTIONS}
@@ -22,14 +23,15 @@ Facts = Mapping[str, Any]
 
 def claims(report: Facts, task: str, model: str | None) -> list[dict[str, Any]]:
     """Tables 1 and 4: a line for each score, benchmark and margin; then the mean of the benchmarks, which has no interval here."""
-    rows = []
+    rows, alpha = [], report["recipe"]["evaluation"]["alpha"]
     for name in report["scores"]:
         own = {benchmark: of for benchmark, of in report["benchmarks"].items() if of["task"] == task}
         found = [
             {
                 "benchmark": benchmark, "score": name, "n_videos": of["n_videos"], "n_questions": of["n_questions"],
                 "base": of["scores"][name]["base"], "ours": of["scores"][name]["ours"],
-                **{key: one[key] for key in ("value", "low", "high", "margin", "equivalent", "noninferior")},
+                **{key: one[key] for key in ("value", "low", "high", "margin")},
+                **{what: holds(one, what, alpha) for what in ("equivalent", "noninferior")},
             }
             for benchmark, of in own.items()
             for one in of["claims"].get(name, [])
@@ -45,6 +47,11 @@ def claims(report: Facts, task: str, model: str | None) -> list[dict[str, Any]]:
         theirs = papers.get((model or "", row["score"]), {}).get(row["benchmark"])
         row["paper"] = None if theirs is None else asdict(theirs)
     return rows
+
+
+def mixed(report: Facts) -> list[str]:
+    """Benchmarks that have questions and captions, and so stand in neither of the two tables."""
+    return [benchmark for benchmark, of in report["benchmarks"].items() if of["task"] not in PAPERS]
 
 
 def styles(report: Facts, model: str | None) -> list[dict[str, Any]]:

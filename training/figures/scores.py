@@ -57,12 +57,12 @@ def difference(rows: Sequence[Row], pair: tuple[str, str], settings: EvaluationS
 
 
 def sums_by_video(rows: Sequence[Row], systems: Sequence[str], score: str) -> Float[np.ndarray, "n_videos n_sums"]:
-    """For each video: the number of questions that all `systems` answered, then each system's sum of scores over them."""
+    """For each content: the number of questions that all `systems` answered, then each system's sum of scores over them."""
     values = {(row["question_id"], row["system"]): row[score] for row in rows}
     videos: dict[str, list[list[float]]] = {}
-    for question_id, video_id in sorted({(row["question_id"], row["video_id"]) for row in rows}):
+    for question_id, content in sorted({(row["question_id"], row["content"]) for row in rows}):
         if all((question_id, system) in values for system in systems):
-            videos.setdefault(video_id, []).append([1.0, *(values[question_id, system] for system in systems)])
+            videos.setdefault(content, []).append([1.0, *(values[question_id, system] for system in systems)])
     return np.array([np.sum(one, axis=0) for one in videos.values()]).reshape(-1, 1 + len(systems))
 
 

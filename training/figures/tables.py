@@ -10,6 +10,7 @@ from rich.text import Text
 from training.costs import size_text
 from training.figures import paper
 from training.figures.efficiency import PARTS, SYSTEMS
+from training.report_table import plain
 
 Facts = Mapping[str, Any]
 
@@ -24,21 +25,25 @@ def sweep(found: Facts, model: str | None) -> RenderableType:
         against = "base" if "sampled" not in systems else "sampled"
         rival, ours = systems.get(against, {}), systems.get("ours", {})
         base_f1 = score(systems.get("base", {}).get("token_f1"))
+        star = " *" if against == "sampled" else ""
         if cell["n_base_fits"] < n_videos:
-            base_f1 = f"{base_f1} (fits {cell['n_base_fits']}/{n_videos})" if cell["n_base_fits"] else "does not fit"
+            base_f1 = f"{base_f1} (fits {cell['n_base_fits']}/{n_videos})" if "base" in systems else "does not fit"
         of = cell["differences"].get(f"ours - {against}", {})
         rows.append(
             [
                 str(cell["frame_cap"]), str(cell["longest_edge_px"]), spread(cell["frames"]), base_f1,
                 score(systems.get("sampled", {}).get("token_f1")), score(ours.get("token_f1")),
-                difference(of.get("token_f1")), difference(of.get("exact_match")), share(rival.get("degenerate")),
-                share(ours.get("degenerate")), score(rival.get("n_input_tokens"), 0), score(ours.get("n_input_tokens"), 0),
-                ms(rival.get("ttft_s")), ms(ours.get("ttft_s")), times(rival.get("ttft_s"), ours.get("ttft_s")),
+                difference(of.get("token_f1")) + star, difference(of.get("exact_match")) + star, share(rival.get("degenerate")) + star,
+                share(ours.get("degenerate")), score(rival.get("n_input_tokens"), 0) + star, score(ours.get("n_input_tokens"), 0),
+                starred(ms(rival.get("ttft_s")), star), ms(ours.get("ttft_s")),
+                starred(times(rival.get("ttft_s"), ours.get("ttft_s")), star),
                 *beside_sweep(cell, model),
             ]
         )  # fmt: skip
     below = [f"{cell['n_below_cap']} of {cell['n_videos']} at {cell['frame_cap']}" for cell in found["cells"] if cell["n_below_cap"]]
     notes = [f"clips of fewer frames than the cap: {'; '.join(dict.fromkeys(below))}"] if below else []
+    if any("sampled" in cell["systems"] for cell in found["cells"]):
+        notes.append("* base does not fit its context for every clip: fewer of its frames (sampled) stand in for it")
     return told(grid("Frames and resolution; differences with 95 % intervals over videos", headings, rows), found, notes)
 
 
@@ -83,13 +88,16 @@ def composition(found: Facts, model: str | None) -> RenderableType:
     systems = ("composed", "whole", "one_pass", "half")
     headings = ["chunks", "really", "frames", *(f"F1 {one}" for one in systems), "composed − whole", "− one pass", "− half", "broken"]
     headings += ["same reversed", "shuffled"] + (["paper composed", "whole"] if model else [])
-    rows = []
+    rows, is_partial = [], False
     for cell in found["cells"]:
         of = cell["systems"]
         pairs = [difference(cell["differences"].get(f"composed - {one}", {}).get("token_f1")) for one in systems[1:]]
         same = [share(cell["same_answers"].get(one)) for one in ("reversed", "shuffled")]
         beside = [score(one) for one in paper.COMPOSED_F1[model]] if model and cell["n_chunks"] == 2 else [""] * (2 if model else 0)
         means = [score(of.get(one, {}).get("token_f1")) for one in systems]
+        if cell["n_one_pass_fits"] < cell["n_videos"] and cell["n_chunks"] > 1:
+            means[2] = f"{means[2]} (fits {cell['n_one_pass_fits']}/{cell['n_videos']})"
+            is_partial = True
         broken = share(of.get("composed", {}).get("degenerate"))
         chunks = [str(cell["n_chunks"]), spread(cell["chunks"]), spread(cell["frames"])]
         rows.append([*chunks, *means, *pairs, broken, *same, *beside])
@@ -102,7 +110,8 @@ def composition(found: Facts, model: str | None) -> RenderableType:
             by_cell = [cell["styles"].get(style, {}).get("token_f1", {}).get("composed") for cell in found["cells"]]
             of_style.append([style, *(score(one) for one in by_cell)])
         grids.append(grid("Token F1 of composed by style and number of chunks", headings, of_style))
-    return told(Group(*grids), found, [])
+    notes = ["fits n/m: one pass is of the n clips of m whose frames fit the VLM at once; − one pass compares on those alone"]
+    return told(Group(*grids), found, notes if is_partial else [])
 
 
 def pruning(found: Facts, model: str | None) -> RenderableType:
@@ -134,16 +143,16 @@ def told(body: RenderableType, found: Facts, notes: Sequence[str]) -> Renderable
         for one in found["left_out"]:
             reasons[one["reason"]] = reasons.get(one["reason"], 0) + 1
         lines.append("left out: " + ", ".join(f"{n} for {reason}" for reason, n in sorted(reasons.items())))
-    return Group(body, *(Text(line) for line in lines))
+    return Group(body, *map(plain, lines))
 
 
 def grid(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Grid:
-    """Texts may come from data: none is read as markup."""
-    made = Grid(title=Text(title), title_justify="left")
+    """Texts may come from data: none is read as markup, none controls a terminal."""
+    made = Grid(title=plain(title), title_justify="left")
     for number, heading in enumerate(headings):
-        made.add_column(Text(heading), justify="right" if number else "left")
+        made.add_column(plain(heading), justify="right" if number else "left")
     for row in rows:
-        made.add_row(*map(Text, row))
+        made.add_row(*map(plain, row))
     return made
 
 
@@ -153,6 +162,11 @@ def score(value: float | None, digits: int = 3) -> str:
 
 def share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def starred(told: str, star: str) -> str:
+    """An empty cell stays empty."""
+    return told + star if told else ""
 
 
 def ms(value_s: float | None) -> str:
