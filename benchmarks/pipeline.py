@@ -77,13 +77,14 @@ def make_clips(folder: Path, n: int) -> None:
 def work(kind: str, root: str) -> None:
     """What a watched process does: the stage, or the plain loop."""
     from pipeline import frames
+    from pipeline.known_files import with_versions
 
     where = Where(data=root)
     if kind == "stage":
         frames.run(RECIPE, where)
         return
     attempt = frames.order(RECIPE, where).begin()
-    videos = Table(root, "videos").read().sort_by("video_id")
+    videos = with_versions(Table(root, "videos").read().sort_by("video_id"), root)
     decode = frames.DecodeVideos(RECIPE.frames, attempt.writer())
     n_rows = max(1, len(videos) // (2 * frames.BLOCKS_PER_DECODER))
     for start in range(0, len(videos), n_rows):

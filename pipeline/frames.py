@@ -27,6 +27,7 @@ from infra.stage import Order, failing, summary
 from infra.state import among
 from infra.storage import Table
 from pipeline.filters import refused
+from pipeline.known_files import holds_another, with_versions
 from pipeline.near_duplicates import near_duplicate_rows, signature
 from pipeline.sources import local_copy
 from video2lora.decode_process import DeadlineDecoder
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 
 STAGE = "frames"
 VIDEOS_PER_BLOCK = 64  # at most; also what a killed run decodes again at most, per decoder
-NOT_OF_THE_VIDEO = (RejectReason.MISSING, RejectReason.UNREADABLE)  # but of its address: it may have moved
+SUPERSEDED = "superseded"
+NOT_OF_THE_VIDEO = (RejectReason.MISSING, RejectReason.UNREADABLE, SUPERSEDED)  # but of its address: it may have moved
 BLOCKS_PER_DECODER = 8  # at least, so that the last decoder is not long alone
 
 
@@ -65,7 +67,7 @@ class DecodeVideos:
         self.decoder = DeadlineDecoder(deadline_s=settings.deadline_s)
 
     def __call__(self, videos: pa.Table) -> pa.Table:
-        """Rows of `videos` -> what describes the files they came to."""
+        """Rows of `videos` with the versions of their files -> what describes the files they came to."""
         from infra.flow import told  # brings Ray
 
         rows, rejects = [], []
@@ -73,12 +75,14 @@ class DecodeVideos:
             try:
                 frames = self.decode(video)
                 refused_for = refused(frames, self.settings.filters)
-                if refused_for is None:
-                    rows.append(frames_row(video["video_id"], frames, self.settings))
-                else:
-                    rejects.append(reject(STAGE, video["video_id"], *refused_for))
             except VideoDecodeError as error:
-                rejects.append(reject(STAGE, video["video_id"], error.reason, f"{video['uri']}: {error.detail}"))
+                refused_for = error.reason, f"{video['uri']}: {error.detail}"
+            if holds_another(video):  # looked at last: whatever came of another video is not this one's
+                refused_for = SUPERSEDED, f"{video['uri']} holds another video than when `manifest` read it: run that again"
+            if refused_for is None:
+                rows.append(frames_row(video["video_id"], frames, self.settings))
+            else:
+                rejects.append(reject(STAGE, video["video_id"], *refused_for))
         return told(self.writer.write(rows, rejects))
 
     def decode(self, video: dict[str, Any]) -> Frames:
@@ -152,6 +156,7 @@ def _decode(videos: pa.Table, attempt: Attempt, settings: FramesSettings, where:
     with cluster(where), failing(STAGE), counting(STAGE, "clips", len(videos)) as counter:
         n_decoders = decoders_that_fit(sum(node.get("CPU", 0.0) for node in nodes(where)))
         n_rows = min(VIDEOS_PER_BLOCK, math.ceil(len(videos) / (n_decoders * BLOCKS_PER_DECODER)))
+        videos = with_versions(videos, where.data)
         blocks = [videos.slice(start, n_rows) for start in range(0, len(videos), n_rows)]
         ds = build(ray.data.from_blocks(blocks), settings, attempt.writer(), n_decoders=min(n_decoders, len(blocks)))
         commit_as_it_comes(ds, attempt, counter, stall_s=where.stall_s + n_rows * settings.deadline_s)

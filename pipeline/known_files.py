@@ -12,9 +12,12 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from infra import s3
 from infra.artifacts import FILES
 from infra.attempt import Row, reject
+from infra.contents import video_id
 from infra.errors import CommandError
 from infra.progress import counting
 from infra.stage import Order
@@ -81,6 +84,32 @@ def known_contents(table: Table) -> dict[str, str]:
     """Key of each file that was ever read -> its content's hash."""
     rows = table.read(["uri", "version", "content"])
     return dict(zip(FILES.keys_of(rows).to_pylist(), rows["content"].to_pylist(), strict=True))
+
+
+def with_versions(videos: pa.Table, root: str) -> pa.Table:
+    """Rows of `videos` with a column `versions`: those in which its file was read and held the video; several if it was touched since."""
+    by_uri: dict[str, list[tuple[str, str]]] = {}
+    for row in Table(root, "files").read(["uri", "version", "content"]).to_pylist():
+        by_uri.setdefault(row["uri"], []).append((row["version"], row["content"]))
+    rows = videos.select(["uri", "start_s", "end_s", "video_id"]).to_pylist()
+    found = [[version for version, content in by_uri.get(row["uri"], ()) if _is_of(content, row)] for row in rows]
+    return videos.append_column("versions", pa.array(found, pa.list_(pa.string())))
+
+
+def holds_another(video: Row) -> bool:
+    """Whether the file of a row of `with_versions` holds another video by now. It is read only where it is of none of them.
+
+    False for a file that cannot be read, as nothing is known of it. Raises StorageError where a bucket is out of reach.
+    """
+    there = _version(video["uri"])
+    if isinstance(there, VideoDecodeError) or there.version in video["versions"]:
+        return False
+    content = _hash_or_error(video["uri"])
+    return not isinstance(content, VideoDecodeError) and not _is_of(content, video)
+
+
+def _is_of(content: str, video: Row) -> bool:
+    return video_id(content, (video["start_s"], video["end_s"])) == video["video_id"]
 
 
 def _read(table: Table, unread: list[Version], known: Mapping[str, str]) -> dict[str, str | VideoDecodeError]:

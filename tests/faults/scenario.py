@@ -7,6 +7,7 @@ this one, so what is to be killed is found among our own.
 import math
 import os
 import random
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -118,6 +119,12 @@ class Job:
         time.sleep(self.rng.uniform(0, SETTLE_S))
         assert command.process.poll() is None, "the command ended before the fault: give it more to do"
         self.struck_at = time.time()
+
+    def kill_driver(self, command: Running) -> Ran:
+        """SIGKILL to the command's own process, and the time of it: since `reach`, a block may have become whole."""
+        self.struck_at = time.time()
+        os.kill(command.process.pid, signal.SIGKILL)
+        return self.end(command)
 
     def judge(
         self,

@@ -26,8 +26,7 @@ def test_the_driver_is_killed(job: Job, undisturbed: Undisturbed, seed: int) -> 
     with opened(job.world.clips) as clips:
         with job.start("frames") as command:
             job.reach(command, "frames", most=MOST)
-            os.kill(command.process.pid, signal.SIGKILL)
-            assert job.end(command).code == -signal.SIGKILL
+            assert job.kill_driver(command).code == -signal.SIGKILL
         job.run_until_done("frames", times=1)
     job.judge("driver of `frames`, kill -9", undisturbed, clips=clips, most_in_flight=N_DECODERS * BLOCK)
 
@@ -38,8 +37,7 @@ def test_a_driver_that_is_killed_takes_its_private_ray_along(job: Job, undisturb
         agents = [one for name in AGENTS for one in named(name, pid=command.process.pid)]
         started = [one for one in below(command.process.pid) if one not in agents]
         assert started
-        os.kill(command.process.pid, signal.SIGKILL)
-        job.end(command)
+        job.kill_driver(command)
         deadline_s = time.monotonic() + 60
         while any(map(is_alive, started)):
             assert time.monotonic() < deadline_s, [one.cmdline() for one in started if is_alive(one)]

@@ -1,6 +1,5 @@
 """Processes of `video2lora targets` are killed at random points: the engine, the actor around it, the driver; texts that are no targets."""
 
-import os
 import shutil
 import signal
 import time
@@ -63,8 +62,7 @@ def test_the_actor_around_an_engine_is_killed(job: Job, written: Undisturbed, se
 def test_the_driver_is_killed(job: Job, written: Undisturbed, seed: int) -> None:
     with job.start("targets") as command:
         job.reach(command, "targets", most=MOST)
-        os.kill(command.process.pid, signal.SIGKILL)
-        assert job.end(command).code == -signal.SIGKILL
+        assert job.kill_driver(command).code == -signal.SIGKILL
     job.run_until_done("targets", times=1)
     job.judge("driver of `targets`, kill -9", written, most_in_flight=BLOCK * N_PROMPTS)
 

@@ -15,13 +15,13 @@ import pytest
 from clips import frame_numbers, regular, turn, write_audio, write_clip
 from PIL import Image
 
-from infra.artifacts import VIDEOS
 from infra.attempt import ShardWriter
 from infra.config import FramesSettings, Recipe, Where
 from infra.errors import BadInputError
 from infra.sets import frames_set
 from infra.storage import Table
 from pipeline import frames, manifest
+from pipeline.known_files import with_versions
 from pipeline.sources import read_source
 from video2lora.video import Sampling
 
@@ -108,16 +108,20 @@ def test_what_is_no_regular_file_becomes_a_reject_and_is_not_opened(tmp_path: Pa
 
 
 def test_a_decode_that_hangs_ends_at_the_deadline_and_the_next_clip_is_read(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.mp4")
+    write_clip(tmp_path / "pipe.mp4", regular(7))
     write_clip(tmp_path / "clip.mp4", regular(9))
-    rows = [{"video_id": name, "uri": str(tmp_path / f"{name}.mp4"), "split": "train"} for name in ("pipe", "clip")]
+    run_manifest(tmp_path, tmp_path / "data")
+    videos = videos_of(tmp_path / "data").read()
+    ids = {Path(row["uri"]).stem: row["video_id"] for row in videos.to_pylist()}
+    (tmp_path / "pipe.mp4").unlink()
+    os.mkfifo(tmp_path / "pipe.mp4")
     table = frames_set(RECIPE, str(tmp_path))
     decode = frames.DecodeVideos(RECIPE.frames.model_copy(update={"deadline_s": 2.0}), ShardWriter(table, 1))
-    told = decode(pa.Table.from_pylist(rows, schema=VIDEOS.schema)).to_pylist()
+    told = decode(with_versions(videos, str(tmp_path / "data"))).to_pylist()
     decode.decoder.close()
     files = {one["kind"]: pq.read_table(f"{table.folder}/{one['path']}").to_pylist() for one in (json.loads(row["file"]) for row in told)}
-    assert [row["video_id"] for row in files["rows"]] == ["clip"]
-    assert [(row["key"], row["reason"]) for row in files["rejects"]] == [("pipe", "deadline")]
+    assert [row["video_id"] for row in files["rows"]] == [ids["clip"]]
+    assert [(row["key"], row["reason"]) for row in files["rejects"]] == [(ids["pipe"], "deadline")]
 
 
 def test_rows_that_are_not_what_they_should_be_become_rejects(tmp_path: Path) -> None:

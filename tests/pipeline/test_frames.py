@@ -27,6 +27,7 @@ from infra.sets import frames_set, sets_of
 from infra.stage import failing
 from infra.storage import Table
 from pipeline import frames, manifest
+from pipeline.known_files import with_versions
 from video2lora.video import Sampling
 
 Watch = Callable[[Path], AbstractContextManager[set[str]]]
@@ -266,6 +267,29 @@ def test_of_near_duplicates_the_one_of_an_earlier_run_stays_and_else_the_first_b
     assert sorted(table.read(["video_id"])["video_id"].to_pylist()) == ["b", "c", "e"]
 
 
+def test_a_file_that_changed_since_the_manifest_gives_no_frames_of_the_video_it_held(data: Path, tmp_path: Path) -> None:
+    """Written over, the like with what cannot be decoded, and touched only."""
+    where = Where(data=str(data))
+    (tmp_path / "more").mkdir()
+    for n in (5, 6, 7):
+        write_clip(tmp_path / f"more/{n}.mp4", regular(n))
+    manifest.run(str(tmp_path / "more"), RECIPE, where)
+    rows = {Path(row["uri"]).stem: row for row in Table(str(data), "videos").read().to_pylist()}
+    write_clip(tmp_path / "more/5.mp4", regular(8))
+    (tmp_path / "more/6.mp4").write_bytes(b"half a delivery")
+    os.utime(tmp_path / "more/7.mp4", (1, 1))
+
+    assert frames.run(RECIPE, where) == "frames: 6 rows, 2 rejects (superseded 2)"
+    rejects = frames_of(data).read_rejects().to_pylist()
+    assert {row["key"] for row in rejects} == {rows["5"]["video_id"], rows["6"]["video_id"]}
+    assert all("run that again" in row["detail"] for row in rejects)
+    (tmp_path / "more/6.mp4").unlink()
+    assert manifest.run(str(tmp_path / "more"), RECIPE, where) == "videos: 8 rows, 1 rejects (superseded 1)"
+    write_clip(tmp_path / "more/6.mp4", regular(6))  # as it was
+    assert frames.run(RECIPE, where) == "frames: 8 rows, 0 rejects"
+    assert frame_numbers(pixels(rows_by_clip(data)["6"])) == [0, 1, 2, 3, 5]
+
+
 def test_frames_without_videos_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="run the stage that makes it first"):
         frames.run(RECIPE, Where(data=str(tmp_path)))
@@ -296,7 +320,8 @@ def test_two_cpus_decode_two_clips_at_a_time(tmp_path: Path) -> None:
     for pipe in pipes:
         os.mkfifo(pipe)
     rows = [{"video_id": pipe.stem, "uri": str(pipe), "split": "test"} for pipe in pipes]
-    ds = ray.data.from_arrow([pa.Table.from_pylist([row], schema=VIDEOS.schema) for row in rows])
+    videos = with_versions(pa.Table.from_pylist(rows, schema=VIDEOS.schema), str(tmp_path))
+    ds = ray.data.from_arrow([videos.slice(i, 1) for i in range(2)])
     found: list[bool] = []
     done = threading.Event()
     thread = threading.Thread(target=hold_both, args=(pipes, found, done))
