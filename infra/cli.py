@@ -1,9 +1,4 @@
-"""`video2lora`: starts stages by name and turns what a user can cause into one line and an exit code.
-
-Exit codes: 0 done; 2 wrong usage; 3 bad input; 4 made from something else; 5 storage; 6 rows lost; 7 a stage failed; 8 superseded by
-another run; 130 interrupted; 143 terminated, and what was done is saved.
-What is made is said by `--recipe`, where by the environment (VIDEO2LORA_DATA, RAY_ADDRESS, MLFLOW_TRACKING_URI, ...).
-"""
+"""`video2lora`: starts stages by name and turns what a user can cause into one line and an exit code (HELP)."""
 
 import importlib
 import os
@@ -18,7 +13,17 @@ from infra import adapter_commands, evaluation_commands, jobs, promotion_command
 from infra.config import load_recipe, load_where
 from infra.errors import command_error
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+HELP = """A hypernetwork turns a video into LoRA weights of a frozen vision-language model, which then answers questions about that video
+with no visual token in its context. To begin: `video2lora demo`.
+
+What is made is said by `--recipe`, where by the environment (VIDEO2LORA_DATA, RAY_ADDRESS, MLFLOW_TRACKING_URI, ...). The same command
+again goes on where it was ended.
+
+Exit codes: 0 done; 2 wrong usage; 3 bad input; 4 made from something else; 5 storage; 6 rows lost; 7 a stage failed; 8 superseded by
+another run; 130 interrupted; 143 terminated, and what was done is saved; 1 a fault of ours, with its traceback.
+"""
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 tiny_app = typer.Typer(no_args_is_help=True, help="The small VLM that ships: how it is made and measured.")
 app.add_typer(tiny_app, name="tiny")
 
@@ -37,7 +42,7 @@ def clips(recipe: RecipeOption = "demo") -> None:
 
 @app.command()
 def manifest(
-    source: str,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder, JSONL or Parquet; docs/data.md has its columns.")],
     questions: Annotated[str | None, typer.Option(help="JSONL of questions; by default questions.jsonl beside a JSONL SOURCE.")] = None,
     recipe: RecipeOption = "demo",
 ) -> None:
@@ -111,7 +116,7 @@ submit_commands.mount(app)
 def tiny_train(
     output: Annotated[Path, typer.Option("--output", "-o", help="A new folder for the weights.")],
     level: Annotated[int, typer.Option(help="Level of the made world's clips.")] = 1,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Of the weights, the clips and their order.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the second part; for trying things out.")] = None,
 ) -> None:
     """Train the small VLM on the made world (at most 90 minutes on 2 cores)."""

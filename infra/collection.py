@@ -261,6 +261,8 @@ def _read(path: Path, schema: pa.Schema, *, absent_is_empty: bool = False) -> li
         return []
     try:
         rows: list[dict[str, Any]] = from_parquet(path.read_bytes(), schema.names).cast(schema).to_pylist()
+    except FileNotFoundError as error:
+        raise BadInputError(f"{path.parent} is no collection of adapters: there is no {path.name} in it") from error
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise BadInputError(
             f"{path} is no table of video2lora that can be read ({error}); move it away: the adapters are still there"

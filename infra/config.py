@@ -288,7 +288,7 @@ def load_where() -> Where:
     try:
         return Where()
     except ValidationError as error:
-        wrong = [f"{item['loc'][0]}: {item['msg']} (got {item['input']!r})" for item in error.errors()]
+        wrong = [_told(item) for item in error.errors()]
         raise BadInputError("environment: " + "; ".join(wrong)) from error
 
 
@@ -310,8 +310,14 @@ def where_of(found: Mapping[str, str]) -> Where:
     try:
         return Where(**settings)
     except ValidationError as error:
-        wrong = [f"{item['loc'][0]}: {item['msg']} (got {item['input']!r})" for item in error.errors()]
+        wrong = [_told(item) for item in error.errors()]
         raise BadInputError("the cluster's environment: " + "; ".join(wrong)) from error
+
+
+def _told(wrong: Any) -> str:
+    """What pydantic finds wrong with a variable, by the variable's name."""
+    name = str(wrong["loc"][0])
+    return f"{_variable(name) if name in Where.model_fields else name}: {wrong['msg']} (got {wrong['input']!r})"
 
 
 def _variable(field: str) -> str:

@@ -71,7 +71,7 @@ def reproduce(
 
 def compare(
     run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="A report's folder, or its name in the data folder.")],
-    run_b: Annotated[str, typer.Argument(metavar="RUN_B")],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="The later one: what its systems gain on RUN_A's.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="An HTML page of the differences; a new file.")] = None,
     as_json: JsonOption = False,
 ) -> None:

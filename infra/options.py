@@ -27,7 +27,7 @@ class ModelOptions:
     hypernetwork: Annotated[str | None, typer.Option(help="A hypernetwork's folder; `tiny` is the one that ships.")] = None
     vlm: Annotated[str | None, typer.Option(help="The frozen VLM from another folder or hub name than the one recorded.")] = None
     revision: Annotated[str | None, typer.Option(help="Of the VLM, on the hub.")] = None
-    device: Annotated[Device, typer.Option()] = "cpu"
+    device: Annotated[Device, typer.Option(help="Where the models run.")] = "cpu"
     dtype: Annotated[Dtype | None, typer.Option(help="Of the VLM; by default what the hypernetwork was trained with.")] = None
 
 
@@ -56,11 +56,11 @@ class StoreOptions:
 class DecodingOptions:
     """How answers are generated: greedily, unless a temperature is given."""
 
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0
     top_k: Annotated[int, typer.Option(min=0, help="Sample among the k likeliest tokens; 0: all.")] = 0
     top_p: Annotated[float, typer.Option(min=0.001, max=1.0, help="Sample among the likeliest tokens that make up p.")] = 1.0
-    seed: Annotated[int, typer.Option(min=0)] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Of what is sampled.")] = 0
 
 
 @dataclass(frozen=True)

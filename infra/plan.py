@@ -5,10 +5,12 @@ Reads    the tables' logs, `files` and `videos`, and of a SOURCE what its storag
 
 Where a stage before it is not done, what a stage will be asked is reckoned as if each pending video came out, and is marked so; files of
 the SOURCE that were never read count as a video each. Hours are at the rate last measured with the same weights (`infra.teacher_cost`).
+What a training costs is `train --dry-run`'s to say; here stands whether there will be one. Answers and a report follow it.
 """
 
 import importlib
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -53,6 +55,7 @@ def plan(source: str | None, recipe: Recipe, where: Where) -> Facts:
         "videos": {"known": len(videos), "done": len(frames["done"]), "rejected": table.n_rejects()},
         "stages": [{name: value for name, value in one.items() if name not in ("done", "left")} for one in stages],
         "reads": {"manifest_bytes": survey["n_bytes_to_read"] if survey else 0, **_bytes(where.data, videos, frames["left"])},
+        "trainings": _trainings(recipe, where, examples),
         "teacher": teacher_cost(order, recipe, where, n_prompts=n_prompts) | {"is_exact": targets["is_exact"] and not n_new},
     }
 
@@ -80,6 +83,13 @@ def print_tables(planned: Facts) -> None:
     if any(one["n_more"] for one in planned["stages"]):
         print("+ about: for files of the source that were never read, if each is another video")
     unknown = f", and {reads['n_unknown']:,} files of unknown size" if reads["n_unknown"] else ""
+    for one in planned["trainings"]:
+        told = (
+            f"{one['name']} is finished"
+            if one["is_complete"]
+            else f"to be trained, {one['n_steps']:,} steps; `train --dry-run` measures one"
+        )
+        print(f"hypernetwork of seed {one['seed']}: {told}")
     print(f"frames: {reads['frames_bytes'] / 1e6:,.1f} MB of video to read for pending frames{unknown}")
     print_cost(planned["teacher"])
 
@@ -140,6 +150,19 @@ def _visual_tokens(recipe: Recipe, where: Where, examples: Facts, videos: pa.Tab
     expected = pc.is_in(videos["video_id"], value_set=pa.array(video_ids, pa.string()))
     wanted = sorted(set(videos.filter(pc.and_(encoded, expected))["video_id"].to_pylist()))
     return _counted(Order(stage.table_of(recipe, where), {}, wanted), is_exact=False)
+
+
+def _trainings(recipe: Recipe, where: Where, examples: Facts) -> list[Facts]:
+    """One for each seed that is evaluated; none where the recipe names a hypernetwork. Of examples that are still to come, one is to be."""
+    found = []
+    for one in recipe.of_seeds() if recipe.answer.hypernetwork is None else ():
+        facts = {"seed": one.training.seed, "name": None, "is_complete": False, "n_steps": one.training.n_steps}
+        if examples["is_exact"] and not examples["n_pending"] + examples["n_more"]:
+            with suppress(BadInputError):  # the examples' books are still open, or `training.start_from` is not there
+                output = sets.hypernetwork_output(one, Table(where.data, examples["stage"], examples["set"]))
+                facts |= {"name": output.name, "is_complete": output.is_complete()}
+        found.append(facts)
+    return found
 
 
 def _counted(order: Order, *, is_exact: bool) -> Facts:

@@ -53,6 +53,8 @@ def rollback(vlm: Annotated[str | None, typer.Option(help="Whose champion, where
 
     where = load_where()
     there = promotions.vlms(where.data)
+    if not there:
+        raise BadInputError(f"rollback: {where.data}: nothing was promoted yet")
     if vlm is None and len(there) > 1:
         raise BadInputError(f"rollback: {', '.join(there)} have champions: say which with --vlm")
     gone, now = promotions.rollback(where.data, vlm or "".join(there))

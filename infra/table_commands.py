@@ -38,7 +38,7 @@ def plan(
     recipe: RecipeOption = "demo",
     as_json: JsonOption = False,
 ) -> None:
-    """What a run would do and cost. Reads no video and starts no cluster."""
+    """What a run would make and read, what the teacher costs, and whether anything is to be trained. Reads no video, starts no cluster."""
     from infra import plan as work
 
     planned = work.plan(source, load_recipe(recipe), load_where())
@@ -48,10 +48,10 @@ def plan(
 def verify(
     repair: Annotated[bool, typer.Option("--repair", help="Do what is safe about what is found.")] = False,
 ) -> None:
-    """Whether the books of every table close: wanted = done + rejected + pending, and every file as it was committed.
+    """Whether the books of every table close: each wanted key is done or rejected, and every file as it was committed.
 
-    Exit code 0 if all do, 6 if not, 3 where there is no table. With --repair: removes what belongs to no table, and has the rows of files
-    that are lost made again.
+    Exit code 0 if all do; 6 if not, so also while a run is under way; 3 where there is no table. With --repair: removes what belongs to
+    no table, and has the rows of files that are lost made again.
     """
     from infra import books
 

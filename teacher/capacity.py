@@ -41,7 +41,7 @@ def engine_count(n_prompts: int, nodes: Sequence[Mapping[str, float]], where: Wh
         engine = f"{where.teacher_cpus:g} CPUs and {where.teacher_gpus:g} GPUs on one node"
         there = ", ".join(f"{node.get('CPU', 0.0):g} CPUs and {node.get('GPU', 0.0):g} GPUs" for node in nodes)
         raise StageFailedError(
-            f"{stage}: {where.teacher_replicas or 1} engines of {engine} are to start, and there is room for {room} in the Ray"
+            f"{stage}: {where.teacher_replicas or 1} engine(s) of {engine} are to start, and there is room for {room} in the Ray"
             f" cluster ({there}); see VIDEO2LORA_TEACHER_*"
         )
     return engines_for(n_prompts, where, room=room)

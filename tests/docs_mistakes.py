@@ -135,9 +135,14 @@ def wrong_module(words: list[str]) -> Iterator[str]:
             yield f"{module} has no option {word}"
 
 
+def variables() -> set[str]:
+    """Of the environment, all that are read."""
+    return {f"{field.validation_alias or f'VIDEO2LORA_{one.upper()}'}" for one, field in Where.model_fields.items()}
+
+
 def wrong_variable(name: str) -> Iterator[str]:
     """Only ours are known."""
-    known = {f"{field.validation_alias or f'VIDEO2LORA_{one.upper()}'}" for one, field in Where.model_fields.items()}
+    known = variables()
     if name.startswith("VIDEO2LORA_") and name not in known and not (name.endswith("_") and any(one.startswith(name) for one in known)):
         yield f"no variable {name} in infra/config.py"
 

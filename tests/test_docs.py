@@ -63,6 +63,11 @@ def test_the_page_of_recipes_names_every_section() -> None:
     assert set(Recipe.model_fields) <= set(pages.spans(page.read_text()))
 
 
+def test_the_page_of_recipes_has_every_variable_of_the_environment() -> None:
+    (page,) = [page for page in PAGES if page.name == "recipes.md"]
+    assert mistakes.variables() <= set(pages.spans(page.read_text()))
+
+
 def kubectl_commands() -> Iterator[list[str]]:
     for page in PAGES:
         for fence in pages.fences(page.read_text()):

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
+FORMS = {"fp32": 4.0, "fp16": 2.0}  # bytes of a value
+
 Number = float | None
 Facts = dict[str, Any]
 
@@ -35,21 +37,23 @@ def kept_bytes(
     hypernetwork: Mapping[str, Any],
     champion: Mapping[str, Any] | None,
     n_chunks: int,
-    kv_bytes_per_token: int,
+    n_kv_values: int,
 ) -> dict[str, dict[str, Number]]:
     """Mean bytes that a system keeps of one video, by form.
 
     `hypernetwork` and `champion` are their configs; the static adapter is kept once for all videos and does not count. Adapters are counted
     per chunk: a video that the VLM's positions do not hold is read in several (`training.videos`), and keeps as many times the bytes.
-    `composed` is of `n_chunks`. Base keeps pictures, or the keys and values of the tokens that the video adds to a prompt.
+    `composed` is of `n_chunks`. Base keeps pictures, or the keys and values of the tokens that the video adds to a prompt
+    (`n_kv_values` of each). Both forms of both, since they compare only where they are alike.
     """
     without = systems["blind"]["n_input_tokens"] if "blind" in systems else None
     kept: dict[str, dict[str, Number]] = {}
     for system in systems:
         if system in ("base", "sampled"):
             with_video = systems[system]["n_input_tokens"]
-            cache = None if with_video is None or without is None else (with_video - without) * kv_bytes_per_token
-            kept[system] = ({"frames JPEG": mean(jpeg_bytes)} if system == "base" else {}) | {"KV cache": cache}
+            n_cached = None if with_video is None or without is None else (with_video - without) * n_kv_values
+            cache = {f"KV cache {form}": None if n_cached is None else n_bytes * n_cached for form, n_bytes in FORMS.items()}
+            kept[system] = ({"frames JPEG": mean(jpeg_bytes)} if system == "base" else {}) | cache
         elif system in ("ours", "merged", "other_video", "composed"):
             kept[system] = _adapter(hypernetwork, n_chunks=n_chunks if system == "composed" else 1)
         elif system == "champion" and champion is not None:
@@ -65,7 +69,7 @@ def _adapter(hypernetwork: Mapping[str, Any], *, n_chunks: int = 1) -> dict[str,
     """Of the adapters that a hypernetwork of this config makes of so many chunks."""
     of = "per chunk" if n_chunks == 1 else f"{n_chunks} chunks"
     n_factors = n_chunks * hypernetwork["n_layers"] * hypernetwork["r"] * sum(map(sum, hypernetwork["target_modules"].values()))
-    return {f"adapter fp32, {of}": 4.0 * n_factors, f"adapter fp16, {of}": 2.0 * n_factors}
+    return {f"adapter {form}, {of}": n_bytes * n_factors for form, n_bytes in FORMS.items()}
 
 
 def size_text(n_bytes: Number) -> str:

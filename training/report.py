@@ -48,7 +48,7 @@ from training.answer import captions, frames_of
 from training.report_table import print_tables
 
 FILES = ("report.json", "report.html", "rows.parquet")
-VERSION = 2  # raised when the same inputs would give other numbers
+VERSION = 3  # raised when the same inputs would give other numbers
 
 Facts = dict[str, Any]
 
@@ -78,7 +78,7 @@ def build(recipe: Recipe, where: Where, made_from: Facts, figures: list[Output])
             hypernetwork=config["hypernetwork"],
             champion=None if champion is None else read_json(f"{champion.rstrip('/')}/config.json")["hypernetwork"],
             n_chunks=recipe.answer.n_chunks,
-            kv_bytes_per_token=kv_bytes_per_token(recipe),
+            n_kv_values=n_kv_values(recipe),
         ),
         "judge": of_judge(recipe, where, rows),
         "rejects": rejects_by_reason(recipe, where),
@@ -167,16 +167,16 @@ def attach(recipe: Recipe, where: Where, files: dict[str, bytes]) -> None:
         log_artifacts(where, recipe, [str(path) for path in paths])
 
 
-def kv_bytes_per_token(recipe: Recipe) -> int:
-    """Bytes of the keys and values that the VLM's text model keeps of one token."""
+def n_kv_values(recipe: Recipe) -> int:
+    """Numbers in the keys and values that the VLM's text model keeps of one token."""
     from transformers import AutoConfig
 
     from video2lora.pretrained import vlm_path
 
     text = AutoConfig.from_pretrained(vlm_path(recipe.vlm.model), revision=recipe.vlm.revision).text_config
     d_head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    n_bytes: int = {"float32": 4, "bfloat16": 2}[recipe.vlm.dtype] * 2 * text.num_hidden_layers * text.num_key_value_heads * d_head
-    return n_bytes
+    n_values: int = 2 * text.num_hidden_layers * text.num_key_value_heads * d_head
+    return n_values
 
 
 def of_judge(recipe: Recipe, where: Where, rows: list[Facts]) -> Facts | None:

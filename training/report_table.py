@@ -41,9 +41,10 @@ def plain(text: str) -> Text:
 
 
 def _systems(numbers: Facts) -> Grid:
-    counts, seeds = numbers["counts"], ", ".join(map(str, numbers["seeds"]))
-    told = f"{counts['questions']} questions about {counts['videos']} clips of split {numbers['split']}; training seeds {seeds}"
-    grid = Grid(title=told, title_justify="left")
+    counts, named = numbers["counts"], numbers["recipe"]["answer"]["hypernetwork"]
+    by = f"training seeds {', '.join(map(str, numbers['seeds']))}" if named is None else f"hypernetwork {named}"
+    told = f"{counts['questions']} questions about {counts['videos']} clips of split {numbers['split']}; {by}"
+    grid = Grid(title=plain(told), title_justify="left")
     of_scores = [SCORE_NAMES[name] for name in numbers["scores"]]
     for heading in ("system", *of_scores, "input tokens", "visual", "first token ms", "broken", "kept per video"):
         grid.add_column(heading, justify="left" if heading in ("system", "kept per video") else "right")

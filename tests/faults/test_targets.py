@@ -70,7 +70,7 @@ def test_the_driver_is_killed(job: Job, written: Undisturbed, seed: int) -> None
 def test_an_engine_that_no_node_has_room_for_is_refused_at_once(job: Job) -> None:
     ran = job.run("targets", VIDEO2LORA_TEACHER_CPUS="3")
     assert ran.code == 7
-    assert ran.last_line.startswith("error: targets: 1 engines of 3 CPUs and 0 GPUs on one node are to start"), ran.last_line
+    assert ran.last_line.startswith("error: targets: 1 engine(s) of 3 CPUs and 0 GPUs on one node are to start"), ran.last_line
     assert "VIDEO2LORA_TEACHER_*" in ran.last_line
 
 

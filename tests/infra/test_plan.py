@@ -139,6 +139,8 @@ def test_once_frames_are_there_it_is_what_the_stages_say(root: str, recipe: Path
     assert stages(found)["targets"] == (len(order.wanted), len(order.wanted), 0, 0, 0)
     assert stages(found)["examples"] == (4, 0, 0, 4, 0) and all(one["is_exact"] for one in found["stages"])
     assert found["teacher"]["hours"] == 0.0
+    to_come = {"seed": 42, "name": None, "is_complete": False, "n_steps": load_recipe(str(recipe)).training.n_steps}
+    assert found["trainings"] == [to_come]
 
     examples = order_of("examples", recipe, root)
     parts = [key.split("/") for key in examples.wanted]
@@ -146,6 +148,15 @@ def test_once_frames_are_there_it_is_what_the_stages_say(root: str, recipe: Path
     assert stages(planned(command, recipe))["examples"] == (4, 4, 0, 0, 0)
     text = command("plan", "-r", recipe).out
     assert "about" not in text and "0 prompts pending" in text
+    assert "hypernetwork of seed 42: to be trained, " in text
+    output = sets.hypernetwork_output(load_recipe(str(recipe)), examples.table)
+    output.begin({"stage": "train"})
+    output.complete()
+    found = planned(command, recipe)
+    assert found["trainings"] == [to_come | {"name": output.name, "is_complete": True}]
+    assert f"hypernetwork of seed 42: {output.name} is finished" in command("plan", "-r", recipe).out
+    (Path(root) / "5.mp4").write_bytes(content(5))
+    assert planned(command, recipe, root)["trainings"] == [to_come], "on one video more"
 
 
 def test_stored_visual_tokens_are_a_stage_of_their_own(root: str, tmp_path: Path, command: Command) -> None:

@@ -33,7 +33,7 @@ def test_a_time_that_seeds_share_counts_once() -> None:
 def test_bytes_kept_of_a_video() -> None:
     tokens = {"base": 61, "sampled": 31}
     systems = {system: {"n_input_tokens": tokens.get(system, 11)} for system in SYSTEMS}
-    sizes: Any = {"champion": ADAPTER | {"r": 7}, "n_chunks": 5, "kv_bytes_per_token": 7}
+    sizes: Any = {"champion": ADAPTER | {"r": 7}, "n_chunks": 5, "n_kv_values": 7}
     got = kept_bytes(systems, jpeg_bytes=[100, 300], captions=["Größe", "big"], hypernetwork=ADAPTER, **sizes)
     n_factors = 4 * 3 * (384 + 128)
     assert (
@@ -46,14 +46,16 @@ def test_bytes_kept_of_a_video() -> None:
         }
     )
     assert got["composed"] == {"adapter fp32, 5 chunks": 5 * 4 * n_factors, "adapter fp16, 5 chunks": 5 * 2 * n_factors}
-    assert (got["base"], got["sampled"]) == ({"frames JPEG": 200, "KV cache": 50 * 7}, {"KV cache": 20 * 7})
+    assert got["base"] == {"frames JPEG": 200, "KV cache fp32": 4 * 50 * 7, "KV cache fp16": 2 * 50 * 7}
+    assert got["sampled"] == {"KV cache fp32": 4 * 20 * 7, "KV cache fp16": 2 * 20 * 7}
     assert got["caption"] == {"text": 5}  # two letters of five take two bytes: 7 and 3
     assert got["blind"] == got["static"] == {"nothing": 0}
     assert got["champion"] == {"adapter fp32, per chunk": 4 * 4 * 7 * (384 + 128), "adapter fp16, per chunk": 2 * 4 * 7 * (384 + 128)}
     del systems["blind"]
     assert kept_bytes(systems, jpeg_bytes=[], captions=[], hypernetwork=ADAPTER, **sizes)["base"] == {
         "frames JPEG": None,
-        "KV cache": None,
+        "KV cache fp32": None,
+        "KV cache fp16": None,
     }
 
 

@@ -110,7 +110,9 @@ def test_each_seed_is_a_step_that_says_so(recipe: Recipe) -> None:
     assert trainings(demo.of_seeds(), demo) == [Step("train", demo, "train")]
 
 
-def test_a_hypernetwork_that_is_named_is_evaluated_without_training_anything(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_hypernetwork_that_is_named_is_evaluated_without_training_anything(
+    recipe: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """As an imported one is: there are neither targets nor examples; its answers are those it gives as champion."""
     write_vlm(tmp_path / "vlm")
     folder = write_hypernetwork(load_vlm(str(tmp_path / "vlm")), tmp_path / "imported", seed=5)
@@ -127,6 +129,8 @@ def test_a_hypernetwork_that_is_named_is_evaluated_without_training_anything(rec
     assert all(rows[question, "ours"] == rows[question, "champion"] for question, _ in rows)
     assert any(rows[question, "ours"] != rows[question, "blind"] for question, _ in rows)
     (report,) = outputs_of(where.data, REPORTS)
+    page, said = Path(report.folder, "report.html").read_text(), "".join(capfd.readouterr().out.split())
+    assert f"frozen; hypernetwork {folder}." in page and f";hypernetwork{folder}" in said and "trainingseeds" not in said
     claims = read_json(f"{report.folder}/report.json")["overall"]["claims"]["token_f1"]
     assert [(one["system"], one["against"]) for one in claims] == [("ours", "base"), ("champion", "base"), ("ours", "champion")]
     moved = shutil.copytree(folder, tmp_path / "moved")

@@ -19,7 +19,7 @@ from training import train
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 N_TRAIN = 101  # an epoch is one task of Ray Data's, and takes a second or two here whatever its size
-START_S = 45  # so long Ray waits for nodes it does not yet know to be lost, before fewer workers go on
+START_S = 20  # so long Ray waits for nodes it does not yet know to be lost, before fewer workers go on
 
 
 @pytest.fixture(scope="module")

@@ -208,8 +208,12 @@ def test_bytes_kept_of_a_video(where: Where) -> None:
     got = numbers(where)["kept_bytes_per_video"]
     n_factors = 4 * 3 * (384 + 128)
     assert got["ours"] == {"adapter fp32, per chunk": 4 * n_factors, "adapter fp16, per chunk": 2 * n_factors}
-    kv_of_a_token = 4 * 2 * 4 * 4 * 32  # fp32, keys and values, 4 layers, 4 heads of 32
-    assert got["base"] == {"frames JPEG": len(jpeg()) + len(jpeg(seed=1)), "KV cache": (50 - 11) * kv_of_a_token}
+    kv_of_video = (50 - 11) * 2 * 4 * 4 * 32  # tokens, keys and values, 4 layers, 4 heads of 32
+    assert got["base"] == {
+        "frames JPEG": len(jpeg()) + len(jpeg(seed=1)),
+        "KV cache fp32": 4 * kv_of_video,
+        "KV cache fp16": 2 * kv_of_video,
+    }
     assert got["caption"] == {"text": 7}  # the summary goes before the caption; two letters of five take two bytes
     assert got["blind"] == {"nothing": 0}
 
