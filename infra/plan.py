@@ -156,7 +156,7 @@ def _trainings(recipe: Recipe, where: Where, examples: Facts) -> list[Facts]:
     """One for each seed that is evaluated; none where the recipe names a hypernetwork. Of examples that are still to come, one is to be."""
     found = []
     for one in recipe.of_seeds() if recipe.answer.hypernetwork is None else ():
-        facts = {"seed": one.training.seed, "name": None, "is_complete": False, "n_steps": one.training.n_steps}
+        facts: Facts = {"seed": one.training.seed, "name": None, "is_complete": False, "n_steps": one.training.n_steps}
         if examples["is_exact"] and not examples["n_pending"] + examples["n_more"]:
             with suppress(BadInputError):  # the examples' books are still open, or `training.start_from` is not there
                 output = sets.hypernetwork_output(one, Table(where.data, examples["stage"], examples["set"]))

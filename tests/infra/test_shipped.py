@@ -115,7 +115,7 @@ def test_a_clusters_settings_hold_where_nothing_is_set_here(monkeypatch: pytest.
         {"VIDEO2LORA_DATA": "s3://theirs", "VIDEO2LORA_TEACHER_GPUS": "1", "MLFLOW_TRACKING_URI": "http://mlflow", "OTHER": "x"}
     )
     assert variables(where) == {"VIDEO2LORA_DATA": "s3://theirs", "VIDEO2LORA_TEACHER_GPUS": "2.0", "MLFLOW_TRACKING_URI": "http://mlflow"}
-    with pytest.raises(BadInputError, match="the cluster's environment: training_workers"):
+    with pytest.raises(BadInputError, match="the cluster's environment: VIDEO2LORA_TRAINING_WORKERS"):
         where_of({"VIDEO2LORA_TRAINING_WORKERS": "none"})
 
 

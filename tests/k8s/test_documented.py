@@ -70,10 +70,12 @@ def test_overlays_and_objects_that_are_named_are_there() -> None:
     for line in _lines("kubectl -n video2lora port-forward svc/[a-z]"):
         name, port = line.split("svc/")[1].split()
         assert find(those, "Service", name)["spec"]["ports"][0]["port"] == int(port)
-    for line in _lines("kubectl -n video2lora (patch|create job)"):
-        assert find(those, "CronJob", "retrain") and "retrain" in line
-    patches = [yaml.safe_load(shlex.split(line)[-1])["spec"] for line in _lines("kubectl -n video2lora patch")]
-    assert patches == [{"suspend": False}, {"suspend": True}], "switched on, then off again"
+    assert all("--from=cronjob/retrain" in line for line in _lines("kubectl -n video2lora create job"))
+    for kind, overlay in (("CronJob", "dev"), ("RayCronJob", "raycronjob")):
+        patches = [shlex.split(line) for line in _lines(f"kubectl -n video2lora patch {kind.lower()}")]
+        assert find(objects(overlay), kind, "retrain")["spec"]["suspend"] and all("retrain" in words for words in patches)
+        told = [yaml.safe_load(words[-1])["spec"] for words in patches]
+        assert told == [{"suspend": False}, {"suspend": True}], "switched on, then off again"
 
 
 def test_the_policy_for_a_bucket_within_the_cluster_is_one() -> None:
