@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from infra import s3
 from infra.artifacts import FILES
@@ -88,9 +89,11 @@ def known_contents(table: Table) -> dict[str, str]:
 
 def with_versions(videos: pa.Table, root: str) -> pa.Table:
     """Rows of `videos` with a column `versions`: those in which its file was read and held the video; several if it was touched since."""
+    files = Table(root, "files").read(["uri", "version", "content"])
+    files = files.filter(pc.is_in(files["uri"], value_set=videos["uri"].combine_chunks()))
     by_uri: dict[str, list[tuple[str, str]]] = {}
-    for row in Table(root, "files").read(["uri", "version", "content"]).to_pylist():
-        by_uri.setdefault(row["uri"], []).append((row["version"], row["content"]))
+    for uri, version, content in zip(*(column.to_pylist() for column in files.columns), strict=True):
+        by_uri.setdefault(uri, []).append((version, content))
     rows = videos.select(["uri", "start_s", "end_s", "video_id"]).to_pylist()
     found = [[version for version, content in by_uri.get(row["uri"], ()) if _is_of(content, row)] for row in rows]
     return videos.append_column("versions", pa.array(found, pa.list_(pa.string())))
