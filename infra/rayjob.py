@@ -129,6 +129,8 @@ def job_of(found: Object) -> Job:
     state: State = STATES.get(stage, "waiting")
     if stage == "Complete":
         state = {"SUCCEEDED": "succeeded", "STOPPED": "stopped"}.get(ended, "failed")  # type: ignore[assignment]
+    if state in ("waiting", "running") and "deletionTimestamp" in metadata:
+        state = "stopped"  # it may take minutes to go, and nothing joins it
     message = status.get("message", "")
     code = re.search(r"failed with exit code (-?\d+)", message) if state == "failed" else None
     return Job(

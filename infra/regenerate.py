@@ -7,7 +7,6 @@ Videos in = adapters there or made + rejects. A clip that is gone is a reject, a
 """
 
 import os
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +46,7 @@ def run(folder: Path, output: Path | None, root: str, *, models: ModelOptions, u
     digest = adapters_digest(identity(address, named_by="--hypernetwork"))
     if digest == wanted.made_by.get("hypernetwork_digest"):
         return f"{folder}: made by {address} already; nothing to do"
-    output = output or beside(folder, digest)
+    output = output or beside(folder, digest, before=wanted.made_by.get("hypernetwork_digest", ""))
     if _is_complete(output, wanted.videos, digest):
         return f"{output}: complete, all {len(wanted.videos)} adapters by {address}; nothing to do"
     say(f"{folder} -> {output}: {len(wanted.rows)} adapters by {address}, most used first")
@@ -77,10 +76,11 @@ def read_wanted(folder: Path, uses: Path | None) -> Wanted:
     return Wanted(folder, sorted(rows, key=lambda row: (-counted[row["video_id"]], row["video_id"])), made_by)
 
 
-def beside(folder: Path, digest: str) -> Path:
-    """Where the collection by another hypernetwork goes: of the same name, with the beginning of its digest."""
+def beside(folder: Path, digest: str, *, before: str) -> Path:
+    """Where the collection by another hypernetwork goes: of the same name, with the beginning of its digest in place of that `before`."""
     whole = Path(os.path.abspath(folder))  # which has a name, as `.` and `..` have none
-    return whole.with_name(f"{re.sub(r'-[0-9a-f]{8}$', '', whole.name)}-{digest[:8]}")
+    old = f"-{before[:8]}" if before else ""  # a date is eight digits too, and stays
+    return whole.with_name(f"{whole.name.removesuffix(old)}-{digest[:8]}")
 
 
 def _hypernetwork(wanted: Wanted, root: str, models: ModelOptions) -> str:

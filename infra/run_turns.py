@@ -59,7 +59,7 @@ def look(root: str, runs: Runs, holder: RunAttempt, *, pace: Pace) -> Literal["a
 def bury(root: str, runs: Runs, holder: RunAttempt, *, who: str, pace: Pace) -> None:
     """Enter that an attempt died, unless it has said something meanwhile. Raises StorageError.
 
-    What its last heartbeat tells of is booked, unless that is a stage which it has entered since.
+    What its last heartbeat tells of is booked to the month of that, unless that is a stage which it has entered since.
     """
     folder = alive_folder(root, holder.run, holder.number)
     at = last_facts(folder)
@@ -76,6 +76,8 @@ def bury(root: str, runs: Runs, holder: RunAttempt, *, who: str, pace: Pace) -> 
         "by": who,
         "at": now(),
     }
+    if "at" in at:
+        entry["spent_at"] = at["at"]  # by the dead one's own clock: it may be found weeks later
     if log_of(root).append(entry, number=runs.version):
         say(f"{holder.line()} is dead; taking its place")
         clear(folder)

@@ -147,13 +147,14 @@ class Running:
         )
 
     def _now_at(self) -> Facts:
-        """What the run is at; asked by the heart's thread. `n_stages` are entered, and not what is told of here."""
+        """What the run is at, and when that is; asked by the heart's thread. `n_stages` are entered, and not what is told of here."""
         n_stages = len(self.mine.stages)  # first: a stage that ends meanwhile is the one told of, and not among them
         if (at := self._at) is None:
-            return {"stage": None, "n_stages": n_stages, "seconds": 0.0, "gpu_hours": 0.0}
+            return {"at": now(), "stage": None, "n_stages": n_stages, "seconds": 0.0, "gpu_hours": 0.0}
         title, facts, began_s = at
         seconds = time.monotonic() - began_s
-        return {"stage": title, "n_stages": n_stages, "seconds": round(seconds, 3), "gpu_hours": seconds / 3600 * facts["n_gpus"]}
+        spent = {"seconds": round(seconds, 3), "gpu_hours": seconds / 3600 * facts["n_gpus"]}
+        return {"at": now(), "stage": title, "n_stages": n_stages, **spent}
 
     def _look(self) -> None:
         """Keep what was said, and see whether another run has taken this one's place; in the heart's thread."""

@@ -93,8 +93,8 @@ class Runs:
         return found
 
     def gpu_hours_of(self, month: str) -> float:
-        """Of all runs in a month of UTC, "2026-11". A stage counts to the month in which it ended."""
-        return float(sum(entry["gpu_hours"] for entry in self._booked if entry["at"].startswith(month)))
+        """Of all runs in a month of UTC, "2026-11". A stage counts to the month in which it ended, or was last heard of."""
+        return float(sum(entry["gpu_hours"] for entry in self._booked if (entry.get("spent_at") or entry["at"]).startswith(month)))
 
     def _take(self, entry: Entry) -> None:
         if entry["kind"] == "left":

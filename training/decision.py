@@ -1,9 +1,10 @@
 """Whether a retraining is worth it, from storage alone: the ledger of runs, the promotions, the tables. Rules: docs/retraining.md.
 
-    budget   spent this month, or what the teacher and a training are expected to take does not fit in any more   -> skip
+    budget   spent this month                                                                                     -> skip
     nothing  fewer new training videos than the recipe asks for, no other targets and no other training than the  -> skip
              champion's, or than those of a challenger that was judged since, by this test and gate, and did not
              take its place
+    budget   what the teacher and a training, if there is to be one, are expected to take does not fit in         -> skip
     else, and where there is no champion yet                                                                      -> go
 
 A video is new by its content: under another name, moved, or as other spans it is not. What is rejected, forgotten or superseded is not
@@ -70,31 +71,56 @@ def decide(recipe: Recipe, where: Where, standing: Standing, runs: Runs, *, plan
 
     Raises BadInputError, StorageError.
     """
-    if (too_dear := over_budget(recipe, runs, planned["teacher"], month=month_now())) is not None:
-        return Decision(False, too_dear)
-    champion = standing.champion
+    if (spent := over_budget(recipe, runs, None, month=month_now())) is not None:
+        return Decision(False, spent)
+    decision, trains = worth(recipe, where, standing, n_unread=n_unread)
+    if decision.goes:
+        too_dear = over_budget(recipe, runs, planned["teacher"], month=month_now(), trains=trains)
+        return decision if too_dear is None else Decision(False, too_dear)
+    return decision
+
+
+def worth(recipe: Recipe, where: Where, standing: Standing, *, n_unread: int) -> tuple[Decision, bool]:
+    """Whether there is something new, whatever it costs; and whether that takes a training, where no challenger is there already."""
+    champion, trains = standing.champion, True
     if champion is None:
-        return Decision(True, f"{vlm_label(recipe.vlm.model)} has no champion yet")
+        return Decision(True, f"{vlm_label(recipe.vlm.model)} has no champion yet"), trains
     order, contents = asked_now(recipe, where)
     first = news(recipe, where, champion.hypernetwork, order, contents, n_unread=n_unread)
     if not first.is_enough(recipe):
         least = recipe.retraining.min_new_videos
         there = f"{_videos(first.n_videos)} since champion {champion.hypernetwork} ({least} asked for)"
-        return Decision(False, f"{there}, and targets and training are still its own")
+        return Decision(False, f"{there}, and targets and training are still its own"), trains
     why = "; ".join([_videos(first.n_videos), *first.changes]) + f" since champion {champion.hypernetwork}"
     for entry in judged_since(standing, history(where.data), vlm_label(recipe.vlm.model)):
         if news(recipe, where, entry["hypernetwork"], order, contents, n_unread=n_unread).is_enough(recipe):
             continue
         if entry["kind"] == "keep" and measured_otherwise(entry, recipe, where):
             why += f"; the test or the gate changed since {entry['hypernetwork']} was kept out"
+            trains = False
             continue
         what = "was kept out" if entry["kind"] == "keep" else "was rolled back from"
-        return Decision(False, f"nothing that was not judged already: {entry['hypernetwork']} {what} ({entry['verdict']['why']})")
-    return Decision(True, why)
+        told = f"nothing that was not judged already: {entry['hypernetwork']} {what} ({entry['verdict']['why']})"
+        return Decision(False, told), trains
+    return Decision(True, why), trains
 
 
-def over_budget(recipe: Recipe, runs: Runs, teacher: Facts | None, *, month: str) -> str | None:
-    """Why the month's GPU-hours do not allow another training; None where they do. `teacher` None: one that was begun may be finished."""
+def came_of(recipe: Recipe, where: Where, standing: Standing) -> str | None:
+    """Why what was new is not worth a training any more, once frames, targets and examples were made of it; None where it is."""
+    if standing.champion is None:
+        return None
+    left = news(recipe, where, standing.champion.hypernetwork, *asked_now(recipe, where))
+    if left.is_enough(recipe):
+        return None
+    told = f"of what is new, {_videos(left.n_videos)} came to examples ({recipe.retraining.min_new_videos} asked for)"
+    return f"{told}; the others are rejects: `video2lora targets browse --rejects`, `video2lora ls`"
+
+
+def over_budget(recipe: Recipe, runs: Runs, teacher: Facts | None, *, month: str, trains: bool = True) -> str | None:
+    """Why the month's GPU-hours do not allow more; None where they do.
+
+    `teacher` is what it is expected to take; None: only what is spent counts. `trains` says whether a training is expected.
+    """
     limit = recipe.retraining.gpu_hours_per_month
     if limit is None:
         return None
@@ -104,7 +130,7 @@ def over_budget(recipe: Recipe, runs: Runs, teacher: Facts | None, *, month: str
     if teacher is None:
         return None
     taught = (teacher["hours"] or 0.0) * teacher["n_gpus"]
-    trained = last_training(runs)
+    trained = last_training(runs) if trains else 0.0
     if spent + taught + trained <= limit:
         return None
     return (

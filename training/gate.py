@@ -10,10 +10,12 @@ was trained on, keeps the champion, and the verdict says so.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+from scipy.stats import permutation_test
 
 from infra.artifacts import QUESTIONS
 from infra.config import Recipe, VLMSettings, Where
@@ -37,6 +39,8 @@ from training.verdicts import SCORE_NAMES, holds, interval_text
 from video2lora.equivalence import holm
 
 NEEDED = ("base", "ours", "blind")
+ALPHA_FIRST = 0.025  # one-sided, as the whole 95 % interval above 0 is
+N_SIGNS = 9999
 N_NAMED = 3  # of several videos or families at fault
 
 Facts = dict[str, Any]
@@ -71,10 +75,11 @@ def asked(recipe: Recipe, champion: Champion | None) -> Recipe:
     return recipe.model_copy(update={"answer": recipe.answer.model_copy(update=update)})
 
 
-def check_champion(recipe: Recipe, champion: Champion | None) -> None:
-    """That the champion can answer on the recipe's VLM. No model is loaded; files are read where the VLM has another name now.
+def check_champion(recipe: Recipe, where: Where, champion: Champion | None) -> None:
+    """That the champion can answer on the recipe's VLM, and that a challenger could be let in beside it, whatever it answered.
 
-    Raises BadInputError where its folder is gone, or it was trained for other weights, as far as names and files tell.
+    No model is loaded; files are read where the VLM has another name now. Raises BadInputError where its folder is gone, it was trained for
+    other weights, as far as names and files tell, or what it was trained on (or does not say that it was) would keep every challenger out.
     """
     if champion is None:
         return
@@ -89,6 +94,21 @@ def check_champion(recipe: Recipe, champion: Champion | None) -> None:
             f"recipe: vlm: {_named(recipe.vlm)} has other weights, as far as can be told, than {_named(before)}, for which the champion"
             f" {champion.hypernetwork} was trained: it cannot answer there, so no challenger can be compared with it. Name the VLM as"
             f" it was; or give it a folder of another name than {champion.vlm}, which has a champion of its own; or make one by hand:"
+            " `video2lora run`, look at its report, `video2lora promote`"
+        )
+
+    seen = read_seen(champion.folder)
+    if recipe.retraining.start == "champion" and not seen.is_all:
+        raise BadInputError(
+            f"recipe: retraining.start: got champion, and {champion.hypernetwork} does not say what it was trained on: of a challenger that"
+            " begins from it nobody could tell whether it has seen the test. Set it to afresh"
+        )
+    tested = contents_of(where.data, {row["video_id"] for row in questions_of(recipe, where)})
+    both = sorted(video_id for video_id, content in tested.items() if content in seen.contents)
+    if both:
+        raise BadInputError(
+            f"champion {champion.hypernetwork}: it was trained or validated on {len(both)} of {len(tested)} test videos ({_some(both)}), so"
+            " no challenger can be compared with it: test on others, or make by hand one champion that has not seen them:"
             " `video2lora run`, look at its report, `video2lora promote`"
         )
 
@@ -130,20 +150,19 @@ def judge(recipe: Recipe, where: Where, standing: Standing) -> Verdict:
     report = output_of(recipe, where)[0]
     if not report.is_complete():
         raise BadInputError(f"{report.folder} is not complete: run `video2lora report` first")
-    trained = [trained_hypernetwork(one, where.data) for one in recipe.of_seeds()]
-    weights = identity(trained[0].folder, named_by="promote")["weights_sha256"]
-    rows, champion = read_rows(report.folder), standing.champion
+    trained, champion = challenger(recipe, where), standing.champion
+    weights = identity(trained.folder, named_by="promote")["weights_sha256"]
+    seed = recipe.of_seeds()[0].training.seed
+    rows = [row for row in read_rows(report.folder) if row["seed"] == seed]  # the others' trainings may be better, and are not promoted
     verdict = judged(rows, recipe.promotion, champion=champion is not None, n_draws=recipe.evaluation.n_draws)
     about = {
         "report": _name(report),
         "yardstick": yardstick(recipe, where),
-        "challenger": {"hypernetworks": [_name(one) for one in trained], "weights_sha256": weights},
+        "challenger": {"hypernetwork": _name(trained), "weights_sha256": weights},
         "champion": None if champion is None else {"hypernetwork": champion.hypernetwork, "weights_sha256": champion.weights_sha256},
     }
     tested = contents_of(where.data, {row["video_id"] for row in rows})
-    unseen, faults = not_seen(
-        tested, [read_seen(one.folder) for one in trained], champion=None if champion is None else read_seen(champion.folder)
-    )
+    unseen, faults = not_seen(tested, read_seen(trained.folder), champion=None if champion is None else read_seen(champion.folder))
     if champion is not None and champion.weights_sha256 == weights:
         faults.append("it is the champion already")
     if weights in standing.rolled_back:
@@ -156,47 +175,87 @@ def judge(recipe: Recipe, where: Where, standing: Standing) -> Verdict:
 
 def judged(rows: Sequence[Facts], settings: PromotionSettings, *, champion: bool, n_draws: int = 10_000) -> Verdict:
     """By a report's rows alone (report_rows.SCHEMA): against the champion, or where there is none yet, against the question alone."""
-    of = marks(rows, sorted({row["system"] for row in rows}))
+    of, n_without = without_as_worst(marks(rows, sorted({row["system"] for row in rows})), settings.score)
     required = settings.benchmarks or tuple(sorted(set(of.labels("benchmark"))))
     # No bootstrap's p is below 1 / (n_draws + 1), which Holm's correction multiplies by the number of benchmarks.
     n_draws = max(n_draws, math.ceil(max(CLAIMED_TOGETHER, len(required)) / settings.alpha))
     how = EvaluationSettings(margin=settings.margin, judge_margin=settings.margin, alpha=settings.alpha, n_draws=n_draws)
     evidence = settings.model_dump(mode="json") | {"benchmarks": list(required), "n_draws": n_draws, "seeds": list(of.seeds)}
+    evidence["n_without_score"] = n_without
     against = _against_champion if champion else _first
     faults, why, found = against(of, required, settings, how)
-    return Verdict(not faults, "; ".join(faults) or why, evidence | found)
+    told = "; ".join(faults) or why
+    if n_without:
+        told += f"; {n_without} of the challenger's answers have no score ({SCORE_NAMES[settings.score]}) and count as 0"
+    return Verdict(not faults, told, evidence | found)
 
 
-def not_seen(tested: dict[str, str], trained: Sequence[Seen], *, champion: Seen | None) -> tuple[Facts, list[str]]:
+def without_as_worst(of: Marks, score: str) -> tuple[Marks, int]:
+    """The marks with 0 where `ours` has no score of a question that another system has one of, and how many these are.
+
+    What a judge could make nothing of is not missing by chance: left out, the worse a challenger answers, the better it looks.
+    """
+    if score not in of.values or "ours" not in of.systems:
+        return of, 0
+    values, ours = of.values[score].copy(), of.systems.index("ours")
+    is_without = np.isnan(values[ours]) & ~np.isnan(values).all((0, 1))
+    values[ours][is_without] = 0.0
+    return replace(of, values={**of.values, score: values}), int(is_without.sum())
+
+
+def not_seen(tested: dict[str, str], trained: Seen, *, champion: Seen | None) -> tuple[Facts, list[str]]:
     """Whether no content of the test was trained on; `tested` is video -> content. What is found, and what is at fault.
 
     A champion of which that is not known may have seen the test: that would be to its own good, and to no challenger's.
     """
     found: Facts = {"n_videos": len(tested)}
     faults = []
-    for who, seen in (("challenger", trained), ("champion", [] if champion is None else [champion])):
-        if not seen:
+    for who, seen in (("challenger", trained), ("champion", champion)):
+        if seen is None:
             continue
-        contents = frozenset[str]().union(*(one.contents for one in seen))
-        both = sorted(video_id for video_id, content in tested.items() if content in contents)
-        is_known = all(one.is_all for one in seen)
-        found[who] = {"n_seen": len(both), "is_known": is_known}
+        both = sorted(video_id for video_id, content in tested.items() if content in seen.contents)
+        found[who] = {"n_seen": len(both), "is_known": seen.is_all}
         if both:
             faults.append(f"the {who} was trained or validated on {len(both)} of {len(tested)} test videos: {_some(both)}")
-        elif not is_known and who == "challenger":
+        elif not seen.is_all and who == "challenger":
             faults.append("cannot tell what the challenger has seen: it began from weights that do not say what they were trained on")
     return found, faults
 
 
 def _first(of: Marks, required: Sequence[str], settings: PromotionSettings, how: EvaluationSettings) -> tuple[list[str], str, Facts]:
-    """There is no champion: the adapters must do better than the question alone, beyond chance."""
+    """There is no champion: the adapters must do better than the question alone, beyond chance.
+
+    By the interval, and by an exact test too, since the interval of few clips is too narrow: of 5 of them one in 12 would pass by chance.
+    """
     pair = "ours", "blind"
     faults = [_nothing(name, settings) for name in required if not sums(of.part("benchmark", name), settings.score, pair).size]
-    found = difference(of.where(np.isin(of.labels("benchmark"), required)), settings.score, pair, how)
+    asked = of.where(np.isin(of.labels("benchmark"), required))
+    found = difference(asked, settings.score, pair, how)
+    summed = sums(asked, settings.score, pair).sum(0)
+    found["p_signs"] = signs_p(summed[:, 1] - summed[:, 2])
     told = f"{interval_text(found)} on {SCORE_NAMES[settings.score]} against the question alone, {found['n_videos']} clips"
-    if found["low"] is None or found["low"] <= 0:
+    if found["low"] is None or found["low"] <= 0 or found["p_signs"] > ALPHA_FIRST:
         faults.append(f"there is no champion, and it is not shown to do better than without the video: {told}")
     return faults, f"the first champion: {told}", {"against_blind": found}
+
+
+def signs_p(differences: Float[np.ndarray, " n_videos"]) -> float:
+    """How likely a sum so large is by chance, if each video's difference could as well have had the other sign (Fisher's test of pairs).
+
+    Exact for up to N_SIGNS drawn ones; at least 0.5 ** n.
+    """
+    if len(differences) < 2:  # of one clip nothing can be told
+        return 1.0
+    tested = permutation_test(
+        (differences, np.zeros_like(differences)),
+        lambda one, other, axis: (one - other).sum(axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=N_SIGNS,
+        alternative="greater",
+        rng=0,
+    )
+    return float(tested.pvalue)
 
 
 def _against_champion(

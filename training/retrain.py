@@ -28,11 +28,11 @@ from infra.registry import mirror
 from infra.run_turns import OtherRunError, leave, look, made_up
 from infra.running import Running, held
 from infra.runs import Facts, read
-from infra.sets import HYPERNETWORKS, REPORTS, examples_set, made_targets, trained_hypernetwork
+from infra.sets import HYPERNETWORKS, REPORTS, examples_set, hypernetwork_output, made_targets, trained_hypernetwork
 from infra.steps import evaluating, gathering, preparing, run_steps, trainings
 from infra.webhook import post
 from training import gate
-from training.decision import Decision, decide, is_trained_on, month_now, over_budget
+from training.decision import Decision, came_of, decide, is_trained_on, month_now, over_budget
 from training.evaluate import check_systems
 from training.settings import check
 from training.whole_run import asked, gather, print_stages
@@ -90,6 +90,8 @@ def retrain(source: str | None, recipe: Recipe, running: Running) -> str:
         what = f"{entries[-1]['hypernetwork']} became champion by {entries[-1]['by']} at {entries[-1]['at']}"
         raise SupersededError(f"{where.data}: {what}, while it was decided whether to go on: run the same command again")
     run_steps(preparing(asked_for), where, running)
+    if (nothing := came_of(recipe, where, seen)) is not None:
+        return f"skip: {nothing}"
     run_steps(trainings(to_train(asked_for, where), asked_for), where, running)
     challenger = gate.challenger(asked_for, where).name.removeprefix(f"{HYPERNETWORKS}/")
     if seen.champion is not None and challenger == seen.champion.hypernetwork:
@@ -118,7 +120,7 @@ def settle(recipe: Recipe, challenger: str, seen: Standing, running: Running, *,
 
 def challenging(recipe: Recipe, where: Where, seen: Standing) -> Recipe:
     """The recipe as its challenger is trained and answers. Raises BadInputError where that cannot be: before anything is made for it."""
-    gate.check_champion(recipe, seen.champion)
+    gate.check_champion(recipe, where, seen.champion)
     found = gate.asked(started(recipe, seen), seen.champion)
     check(found, where)  # that the champion's weights fit the recipe
     return found
@@ -161,13 +163,15 @@ def gone_on(running: Running) -> Entry | None:
 
 
 def decided(recipe: Recipe, where: Where, seen: Standing, running: Running) -> Decision:
-    """Whether to go on. That it was decided to stays so over the attempts of a run, while the month's GPU-hours and the champion last.
+    """Whether to go on. That it was decided to stays so over the attempts of a run, while the champion and the month's GPU-hours last:
+    for what is still to come before a training is begun, and then until they are spent.
 
     Raises BadInputError where no challenger could be judged.
     """
     gone, mine = gone_on(running), running.mine.run
     if gone is not None and all(one["by"] == mine for one in changes(where, vlm_label(recipe.vlm.model), since=gone["n_entries"])):
-        spent = over_budget(recipe, running.runs, None, month=month_now())
+        teacher = None if is_begun(started(recipe, seen), where) else plan(None, recipe, where)["teacher"]
+        spent = over_budget(recipe, running.runs, teacher, month=month_now())
         decision = Decision(spent is None, spent or f"{gone['why']} (decided by attempt {gone['attempt']})")
     else:
         planned = plan(None, recipe, where)
@@ -178,6 +182,15 @@ def decided(recipe: Recipe, where: Where, seen: Standing, running: Running) -> D
             print_tables(planned)
     say(f"retrain: {'going on' if decision.goes else 'skipped'}: {decision.why}")
     return decision
+
+
+def is_begun(recipe: Recipe, where: Where) -> bool:
+    """Whether a training was, on the examples that there are now. Raises StorageError."""
+    try:
+        examples = examples_set(recipe, made_targets(recipe, where.data))
+        return any(hypernetwork_output(one, examples).is_begun() for one in recipe.of_seeds())
+    except BadInputError:  # there are none yet
+        return False
 
 
 def started(recipe: Recipe, seen: Standing) -> Recipe:

@@ -154,3 +154,9 @@ def test_what_kuberay_tells_of_a_job(status: dict[str, str], state: str, code: i
     job = job_of({"metadata": metadata, "status": status})
     assert (job.state, job.exit_code, job.why, job.attempt) == (state, code, why, 2)
     assert job.begun == "2026-11-30T10:00:00+00:00"
+
+
+def test_a_job_that_is_being_deleted_is_none_to_join() -> None:
+    metadata = {"name": "run-1", "labels": {"video2lora.io/run": "run-1"}, "deletionTimestamp": "2026-11-30T10:00:00Z"}
+    states = {stage: job_of({"metadata": metadata, "status": {"jobDeploymentStatus": stage}}).state for stage in ("", "Running", "Failed")}
+    assert states == {"": "stopped", "Running": "stopped", "Failed": "failed"}

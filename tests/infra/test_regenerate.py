@@ -120,7 +120,7 @@ def test_a_collection_is_regenerated_by_the_champion(command: Command, collectio
     command("rollback")
     assert (
         command("regenerate", made).out.startswith("3 made")
-        and command("stale", beside(made, hypernetwork_hash(Path(address_of("tiny"))))).code == 0
+        and command("stale", beside(made, hypernetwork_hash(Path(address_of("tiny"))), before=now["hypernetwork_digest"])).code == 0
     )
 
 
@@ -199,14 +199,16 @@ def test_ones_own_table_counts_beside_what_was_counted(tmp_path: Path) -> None:
 
 
 def test_a_new_collection_is_named_by_its_maker() -> None:
-    assert beside(Path("/some/clips"), "0123456789") == Path("/some/clips-01234567")
-    assert beside(Path("/some/clips-0123abcd/"), "76543210ff") == Path("/some/clips-76543210")
+    assert beside(Path("/some/clips"), "0123456789", before="0123abcdef") == Path("/some/clips-01234567")
+    assert beside(Path("/some/clips-0123abcd/"), "76543210ff", before="0123abcdef") == Path("/some/clips-76543210")
+    assert beside(Path("/some/clips-20240101"), "76543210ff", before="0123abcdef") == Path("/some/clips-20240101-76543210"), "a date"
+    assert beside(Path("/some/clips-"), "76543210ff", before="") == Path("/some/clips--76543210")
 
 
 def test_the_folder_that_one_is_in_has_a_name_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = tmp_path / "clips" / "inner"
     inner.mkdir(parents=True)
     monkeypatch.chdir(inner)
-    assert beside(Path("."), "0123456789") == tmp_path / "clips" / "inner-01234567"
-    assert beside(Path(".."), "0123456789") == tmp_path / "clips-01234567"
-    assert beside(Path("../inner"), "0123456789") == tmp_path / "clips" / "inner-01234567"
+    assert beside(Path("."), "0123456789", before="") == tmp_path / "clips" / "inner-01234567"
+    assert beside(Path(".."), "0123456789", before="") == tmp_path / "clips-01234567"
+    assert beside(Path("../inner"), "0123456789", before="") == tmp_path / "clips" / "inner-01234567"

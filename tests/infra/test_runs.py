@@ -1,6 +1,7 @@
 """Logical runs: one at a time, attempts that go on from each other, stages and their GPU-hours, what is told of them afterwards."""
 
 import importlib
+import json
 import os
 import signal
 import sys
@@ -277,6 +278,18 @@ def test_the_month_is_the_sum_of_what_ended_in_it(data: str) -> None:
     told = runs.read(data)
     assert [told.gpu_hours_of(month) for month in ("2026-09", "2026-10", "2026-11", "2026-12")] == [0.0, 1.0, 110.5, 1000.0]
     assert told.attempts[0].gpu_hours == 1111.5
+
+
+def test_what_a_run_spent_before_it_died_is_of_the_month_in_which_it_was_last_heard_of(data: str) -> None:
+    """And not of the one in which somebody came by, however much later."""
+    begin(data, "lost", command="retrain", asked={}, pace=QUICK)
+    beat = {"at": "2026-11-30T23:00:00.000+00:00", "stage": "train", "n_stages": 0, "seconds": 7.0, "gpu_hours": 400.0}
+    write_new(f"{runs.alive_folder(data, 'lost', 1)}/00000003", json.dumps(beat).encode())
+    seen = runs.read(data)
+    bury(data, seen, seen.attempts[-1], who="observer", pace=QUICK)
+    told = runs.read(data)
+    assert told.gpu_hours_of("2026-11") == 400.0 == told.attempts[0].gpu_hours
+    assert told.gpu_hours_of(str(entries(data)[-1]["at"])[:7]) == 0.0
 
 
 def a_step(name: str, **settings: Any) -> steps.Step:

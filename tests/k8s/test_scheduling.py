@@ -102,6 +102,15 @@ def test_ticks_do_not_overlap_and_a_late_one_is_not_lost(overlay: str) -> None:
     assert (spec["successfulJobsHistoryLimit"], spec["failedJobsHistoryLimit"]) == (3, 3)
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_job_that_gets_no_pods_is_over_before_the_next_tick_would_join_it(overlay: str) -> None:
+    """But for one that waits in a queue, which is Kueue's to end."""
+    specs = [one["spec"] for one in objects(overlay) if one["kind"] == "RayJob"]
+    specs += [one["spec"]["jobTemplate"] for one in objects(overlay) if one["kind"] == "RayCronJob"]
+    limits = {spec.get("preRunningDeadlineSeconds") for spec in specs}
+    assert limits == {None} if overlay == "kueue" else all(limit and limit < 24 * 3600 for limit in limits)
+
+
 def test_a_ray_cron_job_runs_the_cluster_of_the_template() -> None:
     those = objects("raycronjob")
     made, template = find(those, "RayCronJob", "retrain")["spec"]["jobTemplate"], find(those, "RayJob", "retrain")["spec"]

@@ -199,6 +199,39 @@ def test_the_first_champion_must_beat_the_question_alone() -> None:
     assert "toy_asked: no question of it" in judged(rows, champion=False, benchmarks=("toy_qa", "toy_asked")).why
 
 
+@pytest.mark.parametrize(("n_videos", "promotes"), [(2, False), (5, False), (6, True)])
+def test_few_clips_make_no_first_champion_however_alike_they_are(n_videos: int, promotes: bool) -> None:
+    """Each is better than blind by 0.1: the bootstrap's interval is that, without width. Of six, 0.5 ** 6 is below 0.025."""
+    rows = [row for row in rows_with(n=n_videos, seeds=(7,)) if row["system"] in ("ours", "blind")]
+    rows = [row | {"token_f1": 0.6 if row["system"] == "ours" else 0.5} for row in rows]
+    verdict = judged(rows, champion=False)
+    found = verdict.evidence["against_blind"]
+    assert found["low"] == pytest.approx(0.1) and found["p_signs"] == pytest.approx(0.5**n_videos)
+    assert verdict.promote == promotes
+
+
+def test_by_chance_a_first_champion_is_made_no_more_often_than_is_said() -> None:
+    """Adapters as good as nothing, on four clips or seven: of 400 each, at most 1 in 40, give or take three standard errors."""
+    rng = np.random.default_rng(3)
+    for n_videos in (4, 7):
+        p_values = [gate.signs_p(rng.normal(size=n_videos)) for _ in range(400)]
+        assert np.mean(np.array(p_values) <= gate.ALPHA_FIRST) <= 0.025 + 3 * (0.025 * 0.975 / 400) ** 0.5
+        assert max(p_values) > 0.5 > min(p_values)
+
+
+def test_what_the_judge_could_not_mark_counts_against_the_challenger() -> None:
+    """A challenger whose answers are wrong, as good where its judge has a mark: on a third of the questions."""
+    rows = [row | {"judge": row["token_f1"]} for row in rows_with(seeds=(7,))]
+    assert judged(rows, score="judge").evidence["n_without_score"] == 0 and judged(rows, score="judge").promote
+    unmarked = [row | {"judge": None} if row["system"] == "ours" and hash_of(row) > 0.33 else row for row in rows]
+    verdict = judged(unmarked, score="judge")
+    n = sum(row["judge"] is None for row in unmarked)
+    assert not verdict.promote and verdict.evidence["n_without_score"] == n > N
+    assert verdict.why.endswith(f"; {n} of the challenger's answers have no score (judge) and count as 0")
+    nobody = [row | {"judge": None} if row["video_id"] < "v0010" else row for row in rows]
+    assert judged(nobody, score="judge").promote and judged(nobody, score="judge").evidence["n_without_score"] == 0
+
+
 def hash_of(row: Facts) -> float:
     return float(np.random.default_rng([int(row["video_id"][1:]), row["seed"], len(row["style"])]).random())
 
@@ -210,22 +243,23 @@ def seen(*contents: str, is_all: bool = True) -> Seen:
     return Seen(frozenset(contents), is_all)
 
 
+ASKED = {"question_id": "q1", "video_id": "v0001", "question": "What?", "references": ["red"]}
 TESTED = {f"span{i}": f"content{i}" for i in range(5)}
 
 
 @pytest.mark.parametrize(
     ("trained", "champion", "fault"),
     [
-        ([seen("x")], seen("y"), None),
-        ([seen("x"), seen("content3", "content1")], None, "the challenger was trained or validated on 2 of 5 test videos: span1, span3"),
-        ([seen(*TESTED.values())], None, "5 of 5 test videos: span0, span1, span2 and 2 more"),
-        ([seen("x")], seen("content0"), "the champion was trained or validated on 1 of 5 test videos: span0"),
-        ([seen("x")], seen("content0", is_all=False), "the champion was trained or validated on 1 of 5"),
-        ([seen("x", is_all=False)], None, "cannot tell what the challenger has seen"),
-        ([seen("x")], seen(is_all=False), None),  # if it has seen them, so much the better for the champion
+        (seen("x"), seen("y"), None),
+        (seen("x", "content3", "content1"), None, "the challenger was trained or validated on 2 of 5 test videos: span1, span3"),
+        (seen(*TESTED.values()), None, "5 of 5 test videos: span0, span1, span2 and 2 more"),
+        (seen("x"), seen("content0"), "the champion was trained or validated on 1 of 5 test videos: span0"),
+        (seen("x"), seen("content0", is_all=False), "the champion was trained or validated on 1 of 5"),
+        (seen("x", is_all=False), None, "cannot tell what the challenger has seen"),
+        (seen("x"), seen(is_all=False), None),  # if it has seen them, so much the better for the champion
     ],
 )
-def test_a_test_video_that_was_trained_on_tests_nothing(trained: list[Seen], champion: Seen | None, fault: str | None) -> None:
+def test_a_test_video_that_was_trained_on_tests_nothing(trained: Seen, champion: Seen | None, fault: str | None) -> None:
     found, faults = gate.not_seen(TESTED, trained, champion=champion)
     assert found["n_videos"] == 5
     assert not faults if fault is None else fault in "".join(faults)
@@ -291,7 +325,7 @@ def made_report(recipe: Recipe, where: Where, rows: list[Facts], *, trained_on: 
     frames = frames_set(recipe, where.data)
     fill(frames, [], made=frames_made(recipe))
     fill(Table(where.data, "videos"), [])
-    fill(Table(where.data, "questions"), [{"question_id": "q1", "video_id": "v0001", "question": "What?", "references": ["red"]}])
+    fill(Table(where.data, "questions"), [ASKED])
     for one in recipe.of_seeds():
         output = fill_hypernetwork(one, examples, {"config.json": a_config()})
         write_new(f"{output.folder}/{SEEN}", json.dumps({"contents": sorted(trained_on), "is_all": True}).encode())
@@ -330,9 +364,9 @@ def test_a_verdict_says_what_it_rests_on(where: Where) -> None:
     assert verdict.promote, verdict.why
     challenger = gate.challenger(recipe, where)
     assert verdict.evidence["report"] == there.name.split("/")[1] and verdict.evidence["champion"]["hypernetwork"] == "before"
-    assert len(verdict.evidence["challenger"]["hypernetworks"]) == 2
+    assert verdict.evidence["seeds"] == [7] and all(one["n_seeds"] == 1 for one in verdict.evidence["against_champion"].values())
     assert verdict.evidence["yardstick"] == gate.yardstick(a_recipe(), where)
-    assert verdict.evidence["challenger"]["hypernetworks"][0] == challenger.name.split("/")[1]
+    assert verdict.evidence["challenger"]["hypernetwork"] == challenger.name.split("/")[1]
     assert challenger.name == trained_hypernetwork(recipe.of_seeds()[0], where.data).name
     assert verdict.evidence["unseen"] == {
         "n_videos": N, "challenger": {"n_seen": 0, "is_known": True}, "champion": {"n_seen": 0, "is_known": True},
@@ -343,6 +377,18 @@ def test_a_verdict_says_what_it_rests_on(where: Where) -> None:
     promotions.rollback(where.data, "toy")
     verdict = gate.judge(recipe, where, promotions.standing(where.data, "toy"))
     assert not verdict.promote and verdict.why == "it was champion and rolled back from: promote it by hand"
+
+
+def test_of_several_seeds_the_one_that_is_promoted_is_judged(where: Where) -> None:
+    """The first is worse, the other better than the champion by as much: of all together nothing would be said against it."""
+    seen = a_champion(where)
+    change = {7: worse_by(0.2), 3: lambda row, rng: 1.0 if rng.random() < 0.8 else float(row["token_f1"])}
+    rows = rows_with(lambda row, rng: change[row["seed"]](row, rng))
+    recipe = gate.asked(a_recipe().model_copy(update={"evaluation": EvaluationSettings(seeds=(7, 3), n_draws=1000)}), seen.champion)
+    made_report(recipe, where, rows)
+    assert judged(rows).evidence["against_champion"]["toy_qa"]["value"] > -0.04, "over both"
+    verdict = gate.judge(recipe, where, seen)
+    assert not verdict.promote and "not shown to be as good as the champion within 0.05: worse" in verdict.why
 
 
 @pytest.mark.parametrize("who", ["challenger", "champion"])
@@ -391,15 +437,29 @@ def test_a_champion_of_other_vlm_weights_cannot_be_challenged(where: Where, tmp_
     """A VLM that moved is the same one; one of other weights is not, nor one that cannot be looked at."""
     before = a_vlm(tmp_path / "before" / "toy")
     champion = a_champion(where, vlm=before).champion
-    gate.check_champion(a_recipe(), None)
+    fill(Table(where.data, "questions"), [ASKED])
+    gate.check_champion(a_recipe(), where, None)
     for same in (before, a_vlm(tmp_path / "moved" / "toy")):
-        gate.check_champion(a_recipe(vlm=VLMSettings(model=same, dtype="bfloat16")), champion)
+        gate.check_champion(a_recipe(vlm=VLMSettings(model=same, dtype="bfloat16")), where, champion)
     others = [{"model": a_vlm(tmp_path / "other" / "toy", b"others")}, {"model": before, "revision": "abc"}, {"model": "/nowhere/toy"}]
     for other in others:
         with pytest.raises(
             BadInputError, match=r"recipe: vlm: .*has other weights.*before/toy', for which the champion before was trained"
         ):
-            gate.check_champion(a_recipe(vlm=VLMSettings(**other)), champion)
+            gate.check_champion(a_recipe(vlm=VLMSettings(**other)), where, champion)
+
+
+def test_a_challenger_that_nothing_could_let_in_is_not_begun(where: Where) -> None:
+    """The champion has seen the test by now; or does not say what it has seen, and the challenger is to begin from it."""
+    fill(Table(where.data, "questions"), [ASKED])
+    champion = a_champion(where, trained_on=("v0001", "v0002")).champion
+    assert champion is not None
+    with pytest.raises(BadInputError, match=r"champion before: it was trained or validated on 1 of 1 test videos \(v0001\).*by hand"):
+        gate.check_champion(a_recipe(), where, champion)
+    Path(champion.folder, SEEN).unlink()
+    gate.check_champion(a_recipe(), where, champion)
+    with pytest.raises(BadInputError, match=r"retraining\.start: got champion, and before does not say.*afresh"):
+        gate.check_champion(a_recipe(retraining=RetrainingSettings(start="champion")), where, champion)
 
 
 def test_without_a_report_there_is_no_verdict(where: Where) -> None:

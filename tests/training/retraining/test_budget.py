@@ -10,7 +10,7 @@ from infra.config import Recipe, Where
 from infra.errors import StageFailedError
 from infra.running import held
 from tests.training.retraining.conftest import QUICK, tick
-from tests.training.retraining.made import Source
+from tests.training.retraining.made import RIGHT, Source, answer, prepare
 from training import decision, retrain
 
 
@@ -54,6 +54,38 @@ def test_the_teacher_must_fit_at_the_rate_last_measured(source: Source, recipe: 
     unknown = {"hours": None, "n_gpus": 4.0}
     assert decision.over_budget(budgeted(recipe, 7.5), runs.Runs(), unknown, month="2026-11") is None
     assert decision.over_budget(recipe, runs.Runs(), teacher, month="2026-11") is None, "no limit"
+
+
+def test_what_is_only_judged_again_is_not_charged_a_training(
+    champion: promotions.Champion, source: Source, recipe: Recipe, where: Where
+) -> None:
+    """Test clips were added since a challenger was kept out: the last training took all that is left."""
+    source.add("train 3")
+    prepare(source, recipe, where)
+    answer(recipe, where, RIGHT | {"ours": False})
+    assert tick(source, recipe, where).startswith("keep: ")
+    book(where, 4.0)
+    source.add("test 60", split="test")
+    prepare(source, recipe, where)
+    assert retrain.dry_run(source.address, budgeted(recipe, 6.0), where, pace=QUICK).startswith("would go on: ")
+    source.add("train 4")
+    prepare(source, recipe, where)
+    assert retrain.dry_run(source.address, budgeted(recipe, 6.0), where, pace=QUICK).startswith("would skip: budget: 4.00 of 6")
+
+
+def test_what_was_not_begun_must_fit_as_at_first(source: Source, recipe: Recipe, where: Where) -> None:
+    """The same name again, weeks later: it was decided to go on, and nothing of the training is there."""
+    nightly, longer = where.model_copy(update={"run": "nightly"}), budgeted(recipe, 6.0)
+    longer = longer.model_copy(update={"training": longer.training.model_copy(update={"n_steps": 9})})
+    seen = promotions.standing(where.data, "toy")
+    with pytest.raises(StageFailedError), held(nightly, "retrain", {}, pace=QUICK) as running:
+        assert retrain.decided(longer, where, seen, running).goes
+        raise StageFailedError("a node was lost")
+    book(where, 3.5)
+    with pytest.raises(StageFailedError), held(nightly, "retrain", {}, pace=QUICK) as running:
+        again = retrain.decided(longer, where, seen, running)
+        assert not again.goes and "and a training 3.50 (as the last one did)" in again.why
+        raise StageFailedError("again")
 
 
 def test_what_was_begun_is_finished_while_hours_last(source: Source, recipe: Recipe, where: Where) -> None:

@@ -10,9 +10,11 @@ import pytest
 from infra import promotions
 from infra.books import examine, examine_outputs
 from infra.config import Recipe, Where
-from infra.errors import BadInputError
+from infra.errors import BadInputError, StageFailedError
 from infra.forget import forget
+from infra.running import held
 from infra.storage import Table
+from pipeline import manifest
 from tests.servers.webhook import receiving
 from tests.training.retraining.conftest import QUICK, Kept, last, tick
 from tests.training.retraining.made import RIGHT, Source, a_recipe, answer, content_id, prepare, train
@@ -120,6 +122,27 @@ def test_a_challenger_that_was_kept_out_is_not_trained_again(
     assert again.startswith("skip: nothing that was not judged already: toy-") and "was kept out" in again
     source.add("train 4")
     assert retrain.dry_run(source.address, recipe, where, pace=QUICK).startswith("would go on: 2 new training videos since champion")
+
+
+@pytest.mark.parametrize("start", ["afresh", "champion"])
+@pytest.mark.usefixtures("champion")
+def test_new_clips_that_come_to_nothing_are_not_trained_on(source: Source, where: Where, kept: Kept, start: str) -> None:
+    """It goes on for what nobody has tried to decode; all but one of it are rejects then, and two were asked for."""
+    recipe = a_recipe(kept.base, retraining={"start": start, "min_new_videos": 2})
+    for content in ("train 3", "broken", "broken too"):
+        source.add(content)
+    manifest.run(source.address, recipe, where)
+    nightly = where.model_copy(update={"run": "nightly"})
+    with pytest.raises(StageFailedError), held(nightly, "retrain", {}, pace=QUICK) as running:
+        assert retrain.decided(recipe, where, promotions.standing(where.data, "toy"), running).goes
+        raise StageFailedError("as if it ended here, and frames were made since")
+    prepare(source, recipe, where, unreadable=("broken", "broken too"))
+    there = sorted(Path(where.data, "hypernetworks").iterdir())
+    told = tick(source, recipe, nightly)
+    assert told.startswith("skip: of what is new, 1 new training video came to examples (2 asked for); the others are rejects")
+    assert [stage["stage"] for stage in last(where).stages] == ["manifest", "frames", "targets", "examples"]
+    assert sorted(Path(where.data, "hypernetworks").iterdir()) == there
+    assert tick(source, recipe, where).startswith("skip: 1 new training video since champion")
 
 
 @pytest.mark.parametrize(
