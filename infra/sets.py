@@ -66,12 +66,12 @@ def begun_targets(recipe: Recipe, root: str) -> list[Table]:
 
 
 def made_targets(recipe: Recipe, root: str) -> Table:
-    """The recipe's targets where they are finished already; of several weights of one name, those finished last.
+    """The recipe's targets where they are finished already; of several weights of one name, those that `targets` was at last.
 
     Raises BadInputError where there are none.
     """
     missing = f"{root}/targets: no complete set of this recipe's teacher and frames: run `video2lora targets` first"
-    return _finished_last(begun_targets(recipe, root), missing)
+    return _last_finished(begun_targets(recipe, root), missing)
 
 
 def examples_made(recipe: Recipe, targets: Table) -> Made:
@@ -217,23 +217,33 @@ def begun_judgements(judge: JudgeModel, root: str) -> list[Table]:
 
 
 def made_judgements(judge: JudgeModel, root: str) -> Table:
-    """What the judge said, where that is finished; of several weights and rubrics, those finished last. Raises BadInputError if none is."""
-    return _finished_last(
+    """What the judge said, where that is finished; of several weights and rubrics, by those that `judge` was at last.
+
+    Raises BadInputError where there is nothing.
+    """
+    return _last_finished(
         begun_judgements(judge, root), f"{root}/judgements: no complete set of this recipe's judge: run `video2lora judge` first"
     )
 
 
 def sets_of(root: str, name: str) -> list[tuple[Table, Made]]:
-    """The registered sets of a table and what makes each, in the order they were begun. Raises StorageError."""
-    return [(Table(root, name, one["set"]), one["made"]) for one in _register(root, name).read()]
+    """The registered sets of a table and what makes each; last the one that a stage was at last. Raises StorageError."""
+    found: dict[str, Made] = {}
+    for one in _register(root, name).read():
+        found.pop(one["set"], None)
+        found[one["set"]] = one["made"]
+    return [(Table(root, name, one), made) for one, made in found.items()]
 
 
 def register(table: Table, made: Made) -> None:
-    """Enter a set before its first run begins, unless it is there. Raises StorageError."""
+    """Enter that a stage is at a set now, before it begins to write it or when it finds nothing to do. Raises StorageError.
+
+    By this order, and by no clock, is told which of several sets is the present one.
+    """
     log = _register(table.root, table.name)
     while True:
         there = list(log.read())
-        if any(one["set"] == table.set for one in there) or log.append({"set": table.set, "made": made}, number=len(there)):
+        if (there and there[-1]["set"] == table.set) or log.append({"set": table.set, "made": made}, number=len(there)):
             return
 
 
@@ -245,16 +255,12 @@ def tables_of(root: str) -> list[Table]:
     return [table for table in found if table.state().begun is not None]
 
 
-def _finished_last(tables: list[Table], missing: str) -> Table:
+def _last_finished(tables: list[Table], missing: str) -> Table:
     """Raises BadInputError with `missing` where none is complete."""
-    found = []
-    for table in tables:
-        state = table.state()
-        if state.completed is not None and state.is_complete:
-            found.append((state.completed["at"], table))
-    if not found:
-        raise BadInputError(missing)
-    return max(found, key=lambda one: one[0])[1]
+    for table in reversed(tables):
+        if table.state().is_complete:
+            return table
+    raise BadInputError(missing)
 
 
 def _table(root: str, name: str, label: str, made: Made) -> Table:

@@ -27,7 +27,7 @@ from infra.errors import BadInputError
 from infra.evaluation_config import JudgeModel
 from infra.judged import Judged, judged
 from infra.progress import counting, say
-from infra.sets import answers_set, judgements_made, judgements_set
+from infra.sets import answers_set, judgements_made, judgements_set, register
 from infra.stage import Order, failing, summary
 from infra.storage import Table
 from teacher.capacity import check_room, engine_count
@@ -133,6 +133,7 @@ def _one_judge(judge: JudgeModel, name: str, recipe: Recipe, where: Where) -> On
 def _by_one(judge: OneJudge, recipe: Recipe, where: Where, *, n_sampled: int | None = None) -> str:
     """What this judge has not marked yet; a line on what there is then."""
     if judge.table.finished(judge.asked):
+        register(judge.table, judge.made)
         say(f"{judge.name}: {judge.table.folder} is complete, nothing to do")
         return summary(judge.table)
     words = asked_words(recipe, where)

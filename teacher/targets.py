@@ -25,7 +25,7 @@ from infra.attempt import Attempt, ShardWriter
 from infra.config import Recipe, Where, load_recipe, load_where
 from infra.progress import counting, say
 from infra.resources import gpus_per_engine
-from infra.sets import frames_set, targets_made, targets_set
+from infra.sets import frames_set, register, targets_made, targets_set
 from infra.stage import Order, failing, summary
 from infra.storage import Table, read_shard
 from teacher import measures as measures_of
@@ -129,6 +129,7 @@ def run(recipe: Recipe, where: Where) -> str:
     model = find_model(recipe.teacher)
     targets = targets_set(recipe, where.data, weights=teacher_name(model, recipe.teacher))
     if targets.finished(asked(recipe, where)):
+        register(targets, targets_made(recipe, weights=teacher_name(model, recipe.teacher)))
         say(f"targets: {targets.folder} is complete, nothing to do")
         return summary(targets)
     ordered, prompts = _ordered(recipe, where, model)
