@@ -7,15 +7,17 @@ above this one is started by name.
 import importlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from infra.errors import BadInputError
+from infra.errors import BadInputError, StorageError, TerminatedError
 from infra.options import DecodingOptions, FramesOptions, ModelOptions, RivalOptions, StoreOptions, TalkOptions, grouped
 
 if TYPE_CHECKING:
@@ -83,6 +85,8 @@ def ask(
     loop.
     """
     questions = questions or []
+    if any("\udc80" <= char <= "\udcff" for one in questions for char in one):  # as Python has bytes of the command line that are no text
+        raise typer.BadParameter("a question is not UTF-8")
     interactive = talk.interactive or (not questions and sys.stdin.isatty())
     if not questions and not interactive:
         raise typer.BadParameter("give a question, or --interactive")
@@ -199,16 +203,36 @@ def import_checkpoint(
     revision: Annotated[str | None, typer.Option(help="Of the VLM, on the hub.")] = None,
 ) -> None:
     """Read a published hypernetwork into ours: safetensors and config.json."""
-    print(importlib.import_module("infra.import_checkpoint").run(str(file), vlm=vlm, revision=revision, output=output))
+    with bad_input():
+        print(importlib.import_module("infra.import_checkpoint").run(str(file), vlm=vlm, revision=revision, output=output))
 
 
 @contextmanager
 def bad_input() -> Iterator[None]:
-    """The method's ValueErrors are about what the user gave: one line, exit code 3."""
+    """The method's ValueErrors are about what the user gave: one line, exit code 3; what the disk says is one line too.
+
+    SIGTERM, and SIGHUP where it would end the command, are errors like others: what was made is entered, what was fetched is removed.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+
+    def take(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, before[signal.Signals(number)])  # the second time it is not waited for
+        raise TerminatedError("terminated; what was made is kept, and the same command continues")
+
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, take)
     try:
         yield
     except ValueError as error:
         raise BadInputError(" ".join(str(error).split())) from error
+    except BrokenPipeError:  # who read what is printed has gone
+        raise
+    except OSError as error:
+        raise StorageError(f"{error.filename or 'storage'}: {error.strerror or error}") from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _making(models: ModelOptions, frames: FramesOptions, store: StoreOptions) -> "Making":

@@ -1,6 +1,7 @@
 """`video2lora`: starts stages by name and turns what a user can cause into one line and an exit code (HELP)."""
 
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -140,6 +141,9 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # read when Ray is imported: a thread that outlives a stall would join it again
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for stream in (sys.stdout, sys.stderr):  # a file's name need not be text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except SystemExit as ended:  # which typer makes of Ctrl-C

@@ -24,6 +24,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
 
 from infra.artifacts import REJECTS
 from infra.errors import BadInputError, MadeFromOtherError, StorageError
@@ -32,7 +33,7 @@ from infra.parquet import from_parquet
 from infra.progress import say
 from video2lora.video import Sampling
 
-ADAPTER_CONFIG, PROVENANCE = "adapter_config.json", "provenance.json"
+ADAPTER_CONFIG, PROVENANCE, WEIGHTS = "adapter_config.json", "provenance.json", "adapter_model.safetensors"
 WRITE_EVERY_S = 30.0
 N_SHOWN = 20
 UNFINISHED = re.compile(r"\.([0-9a-f]{20}|\w+\.parquet)\.(new|old)-[0-9a-f]{12}")  # as `checkpoint.new_folder` and `_write` name them
@@ -215,13 +216,15 @@ def _complete(folder: Path, made_by: Mapping[str, Any]) -> Collection:
     for place in sorted(folder.iterdir()):
         if place.name.startswith(".") or not (place / PROVENANCE).is_file():
             continue
-        if place.name in listed:
+        if place.name in listed and _n_bytes(place) >= listed[place.name]["n_bytes"]:
             rows[place.name] = listed[place.name]
             continue
         try:
             provenance = _provenance(place)
-            row = _row(place, None)
-        except (KeyError, TypeError, ValueError, OSError) as error:
+            row = _row(place, listed.get(place.name, {}).get("uri"))
+            with safe_open(place / WEIGHTS, framework="numpy"):  # raises where the file is not as long as it says
+                pass
+        except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
             say(f"{place}: not an adapter that can be read ({error}); it is made anew when its clip comes")
             continue
         _check_alike(place, {**provenance, "sampling": row["sampling"]}, made_by)
@@ -241,12 +244,16 @@ def _row(place: Path, uri: str | None) -> dict[str, Any]:
         "n_frames": provenance["n_frames"],
         "n_chunks": provenance["n_chunks"],
         "rank": config["r"],
-        "n_bytes": sum(file.stat().st_size for file in place.iterdir()),
+        "n_bytes": _n_bytes(place),
         "vlm": provenance["vlm"],
         "vlm_digest": provenance["vlm_digest"],
         "hypernetwork_digest": provenance["hypernetwork_digest"],
         "created_at": datetime.fromtimestamp((place / PROVENANCE).stat().st_mtime, UTC),
     }
+
+
+def _n_bytes(place: Path) -> int:
+    return sum(file.stat().st_size for file in place.iterdir())
 
 
 def _provenance(place: Path) -> dict[str, Any]:

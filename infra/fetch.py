@@ -26,6 +26,7 @@ from video2lora.video import RejectReason, VideoDecodeError
 
 MAX_FETCH_BYTES = 16 * 2**30  # ours: four hours of 1080p at 8 Mbit/s; more is rather a mistake than a clip
 HTTP = ("http", "https")
+WITHOUT_QUERY = ("s3", "file")  # whose keys and names may hold a # or ?
 SILENT_S = 60.0  # a server that sends nothing for so long is out of reach; aiohttp's own limit is 5 minutes for the whole file
 
 Received = Callable[[int, int | None], None]
@@ -60,15 +61,15 @@ def expand(clips: Sequence[str]) -> list[str]:
 
 
 def public_name(clip: str) -> str:
-    """The CLIP without what may be secret in a URL: user, password, query and fragment."""
+    """The CLIP without what may be secret in a URL: user, password, query and fragment. Of bytes that are no text, `\\xff` and such."""
     if not is_url(clip):
-        return clip
+        return _readable(clip)
     return "::".join(_public_part(part) for part in clip.split("::"))
 
 
 def stored_uri(clip: str) -> str:
     """What a catalogue holds of a CLIP: the absolute path, or the URL's public name."""
-    return public_name(clip) if is_url(clip) else os.path.abspath(clip)
+    return public_name(clip) if is_url(clip) else _readable(os.path.abspath(clip))
 
 
 @contextmanager
@@ -166,8 +167,12 @@ def _kind(error: BaseException) -> str:
     return ", ".join([type(error).__name__, *told])
 
 
+def _readable(name: str) -> str:
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
 def _public_part(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     authority, slash, path = rest.partition("/")
     shown = authority.rpartition("@")[2] + slash + path
-    return scheme + separator + re.split("[?#]", shown)[0]
+    return scheme + separator + (shown if scheme in WITHOUT_QUERY else re.split("[?#]", shown)[0])

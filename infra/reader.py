@@ -5,13 +5,11 @@ have it, and not at all where it is known: then hashing it is all that is done.
 """
 
 import os
-import signal
 import stat
 import threading
 from collections import deque
 from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -73,12 +71,6 @@ class Decoder:
             return read_folder(Path(path), self.sampling, longest_edge_px=self.longest_edge_px, fps=self.pictures_per_s)
         return self.process.decode(path, self.sampling, longest_edge_px=self.longest_edge_px)
 
-    def kill(self) -> None:
-        """Ends the child whatever it does; `close` would wait for it."""
-        if (pid := self.process.child_pid) is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-
 
 class Reader:
     """Clips -> `Read`s, with as many threads as decoders."""
@@ -107,7 +99,7 @@ class Reader:
             self.stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             for decoder in self.decoders:
-                decoder.kill()
+                decoder.process.stop()
             pool.shutdown(wait=True)
             for decoder in self.decoders:
                 decoder.process.close()

@@ -115,6 +115,8 @@ class _Patience:
 
 def _code(error: BaseException) -> tuple[str, int]:
     """The store's word for an error and the HTTP status; ("", 0) if it did not answer."""
+    if isinstance(error, OSError) and isinstance(error.__cause__, ClientError):
+        error = error.__cause__  # s3fs has made an error of Python's out of it
     if not isinstance(error, ClientError):
         return "", 0
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import openai
+from openai.types.chat import ChatCompletion
 
 from infra.config import TeacherSettings
 from infra.errors import BadInputError
@@ -30,9 +31,17 @@ FIRST_PAUSE_S = 0.5  # doubled each time: the last try comes 15.5 s after the fi
 MOST_PAUSE_S = 60.0
 N_AT_ONCE = 32
 KEY = "OPENAI_API_KEY"
-BUSY = (408, 409, 429)
+SLOW = (408, 409)  # of this request; tried again
+BUSY = (*SLOW, 429)
 NO_SCHEMA = (400, 415, 422, 501)  # how servers refuse a field that they do not know
-SETUP = {401: "refuses the key", 403: "refuses the key", 404: "does not know the model, or is no chat endpoint"}
+SETUP = {
+    401: "refuses the key",
+    402: "wants to be paid",
+    403: "refuses the key",
+    404: "does not know the model, or is no chat endpoint",
+}
+NO_CREDIT = "insufficient_quota"  # a 429 that no waiting mends
+OUR_WORDS = ("unsupported_parameter", "unsupported_value")  # a 400 about the request's form, which is every request's
 
 
 class _SchemaRefusedError(Exception):
@@ -124,7 +133,7 @@ class EndpointEngine:
             if error is not None:
                 await asyncio.sleep(_pause_s(error, n_tried - 1))
             try:
-                return _written(
+                return self._written(
                     await self.client.chat.completions.create(
                         model=self.model.path,
                         messages=messages,
@@ -136,20 +145,40 @@ class EndpointEngine:
             except openai.APIStatusError as said:
                 if form and not self.takes_schema and said.status_code in NO_SCHEMA:
                     raise _SchemaRefusedError from said
-                if said.status_code not in BUSY and said.status_code < 500:
+                if (said.status_code not in BUSY and said.status_code < 500) or said.code == NO_CREDIT:
                     return self._refused(said)
                 error = said
             except openai.APIError as said:  # a deadline, a broken connection, an answer that is none
                 error = said
-        if isinstance(error, openai.APITimeoutError) or (isinstance(error, openai.APIStatusError) and error.status_code in BUSY):
+        of_the_request = (
+            isinstance(error, openai.APIStatusError) and error.status_code in BUSY and not isinstance(error, openai.RateLimitError)
+        )
+        if isinstance(error, openai.APITimeoutError) or of_the_request:
             return Refused("teacher_error", f"no answer in {N_TRIES} tries of {self.options.deadline_s:g} s: {self._clear(error)}")
         raise EngineDiedError(f"the endpoint is out of reach after {N_TRIES} tries: {self._clear(error)}")
 
+    def _written(self, answer: Any) -> Written | Refused:
+        """Raises BadInputError for what no chat endpoint says."""
+        if not isinstance(answer, ChatCompletion):
+            raise BadInputError(
+                f"{self.model.section}.model: what answers is no chat endpoint, but says {str(answer)[:80]!r}; "
+                "see VIDEO2LORA_TEACHER_ENDPOINT, a URL that mostly ends in /v1"
+            )
+        if not answer.choices:
+            return Refused("teacher_error", "an answer without a choice")
+        choice, usage = answer.choices[0], answer.usage
+        n_tokens, n_read = (usage.completion_tokens or 0, usage.prompt_tokens or 0) if usage is not None else (0, 0)
+        if choice.finish_reason not in ("stop", "length"):
+            return Refused("teacher_error", f"finish_reason {choice.finish_reason!r}, expected stop or length")
+        return Written((choice.message.content or "").strip(), n_tokens, choice.finish_reason, n_read)
+
     def _refused(self, error: openai.APIStatusError) -> Refused:
         """What the endpoint will not do. Raises BadInputError where it would do nothing else either."""
-        if error.status_code in SETUP:
+        said = SETUP.get(error.status_code)
+        said = "gives no more on this account" if error.code == NO_CREDIT else "takes no such request" if error.code in OUR_WORDS else said
+        if said is not None:
             raise BadInputError(
-                f"{self.model.section}.model: the endpoint {SETUP[error.status_code]} ({error.status_code}): {self._clear(error)}; "
+                f"{self.model.section}.model: the endpoint {said} ({error.status_code}): {self._clear(error)}; "
                 f"see VIDEO2LORA_TEACHER_ENDPOINT, {KEY} and {self.model.section}.model"
             )
         told = self._clear(error)
@@ -186,13 +215,3 @@ def _pause_s(error: openai.APIError, n_paused: int) -> float:
     asked = response.headers.get("retry-after", "") if response is not None else ""
     pause_s = float(asked) if re.fullmatch(r"\d+(\.\d+)?", asked) else FIRST_PAUSE_S * 2**n_paused
     return min(MOST_PAUSE_S, pause_s) * random.uniform(1.0, 1.25)
-
-
-def _written(answer: Any) -> Written | Refused:
-    if not answer.choices:
-        return Refused("teacher_error", "an answer without a choice")
-    choice, usage = answer.choices[0], answer.usage
-    n_tokens, n_read = (usage.completion_tokens, usage.prompt_tokens) if usage is not None else (0, 0)
-    if choice.finish_reason not in ("stop", "length"):
-        return Refused("teacher_error", f"finish_reason {choice.finish_reason!r}, expected stop or length")
-    return Written((choice.message.content or "").strip(), n_tokens, choice.finish_reason, n_read)

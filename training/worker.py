@@ -97,11 +97,11 @@ class Worker:
         self.n_parts = -(-self.share.per_step // (self.n_workers * (job.videos_at_once or self.share.per_step)))
         self.in_step = list[Loss]()  # this worker's videos of the present step
         self.device = ray.train.torch.get_device()
-        self.vlm = frozen_vlm(job.recipe, device=str(self.device))
-        checkpoint = checkpoints.latest(f"{job.folder}/checkpoints")
+        self.vlm = self.agreed(lambda: frozen_vlm(job.recipe, device=str(self.device)))
+        checkpoint = self.gathered(checkpoints.latest(f"{job.folder}/checkpoints"))[0]  # one who was cut off may write another meanwhile
         self.history = History.of(checkpoint.state) if checkpoint else History()
         self.clock, self.rejected = Clock(self.history.seconds), self.history.rejected
-        hypernetwork, moments = checkpoints.load(checkpoint) if checkpoint else (self.first_hypernetwork(), None)
+        hypernetwork, moments = self.agreed(lambda: checkpoints.load(checkpoint) if checkpoint else (self.first_hypernetwork(), None))
         self.student = TargetLoss(hypernetwork.to(self.device), self.vlm, dtype=self.settings.dtype)
         self.weights = torch.tensor([getattr(self.settings, f"{name}_weight") for name in TERMS], device=self.device)  # of each term
         self.encoder = Encoder(self.vlm, opens_answer=job.recipe.hypernetwork.opens_answer, keeps=False)
@@ -109,7 +109,9 @@ class Worker:
         first = next(steps)
         self.steps = chain([first], steps)
         self.validation = self.validation_of(job.validation) if job.validation else None
-        self.floor_s_per_token = self.floor(first[0]) if self.rank == 0 else 0.0
+        self.floor_s_per_token = self.floor(first[0].batch) if self.rank == 0 else 0.0
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         hypernetwork.perceiver.checkpoint_projection = self.device.type == "cuda"  # there it is memory that limits the batch
         if self.settings.compile:
             hypernetwork.compile()
@@ -163,8 +165,11 @@ class Worker:
             yield self.agreed(lambda: self.parts_of(next(batches)))
 
     def parts_of(self, batch: Batch) -> list[Part]:
+        return [self.part_of(part) for part in batch.parts(self.n_parts)]
+
+    def part_of(self, batch: Batch) -> Part:
         newline, kl = self.settings.newline_after_target, self.settings.kl_weight > 0
-        return [Part(part, text_of(self.vlm, part, newline=newline, kl=kl)) for part in batch.parts(self.n_parts)]
+        return Part(batch, text_of(self.vlm, batch, newline=newline, kl=kl))
 
     def agreed(self, make: Callable[[], T]) -> T:
         """What `make` gives on this worker. All workers must call it together, and go on or end together: where one of them finds bad
@@ -179,11 +184,13 @@ class Worker:
             raise bad[0] if bad else OtherWorkerError
         return made[0]
 
-    def floor(self, part: Part) -> float:
+    def floor(self, batch: Batch) -> float:
         """The least seconds a token can take all workers together: the operations of a step over the rate of matrix products here.
 
-        Before there is an engine, on a step that is thrown away: counting changes which of PyTorch's operations are called.
+        Before there is an engine, on a step that is thrown away: counting changes which of PyTorch's operations are called. Of one video
+        of the batch: nothing is computed twice yet for want of memory, so more of them need not fit in.
         """
+        part = self.part_of(batch.parts(max(1, len(batch.examples)))[0])
         if self.encoder.keeps:
             self.features(part.batch)  # all steps but the first find them
         with count_flops() as counted:

@@ -11,12 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 
 from video2lora.checkpoint import new_folder, read_json, write_json
-from video2lora.lora_algebra import Lora, concatenate, slice_rank
+from video2lora.lora_algebra import Lora, concatenate, is_same_scaling, slice_rank
 from video2lora.peft_folder import CONFIG_FILE, WEIGHTS_FILE, read_peft, write_peft
 
 PROVENANCE_FILE = "provenance.json"
@@ -48,6 +48,9 @@ class Adapter:
             raise ValueError(f"provenance lacks {missing} (as text); it has {sorted(self.provenance)}")
         if not LAYERS_PATH.fullmatch(str(self.layers_path)):
             raise ValueError(f"provenance: layers_path is {self.layers_path!r}, expected a path of modules like {TEXT_LAYERS!r}")
+        dtype = self.provenance.get("vlm_dtype")
+        if dtype is not None and dtype not in get_args(Dtype):
+            raise ValueError(f"provenance: vlm_dtype is {dtype!r}, expected one of {', '.join(get_args(Dtype))}")
         static_r = self.provenance.get("static_r")
         if static_r is not None and (type(static_r) is not int or not 0 <= static_r <= self.lora.r):
             raise ValueError(f"provenance: static_r is {static_r!r}, expected a part of the adapter's rank {self.lora.r}")
@@ -184,7 +187,7 @@ def _check_composable(one: Adapter, other: Adapter) -> None:
                 f"video {ids[1]!r} has {names[1]!r} ({digests[1]})"
             )
     kinds = [(adapter.layers_path, adapter.lora.n_layers, sorted(adapter.lora.lora_a), adapter.lora.scaling) for adapter in (one, other)]
-    if kinds[0] != kinds[1]:
+    if kinds[0][:3] != kinds[1][:3] or not is_same_scaling(one.lora, other.lora):
         raise ValueError(f"cannot compose adapters that differ in (path, n_layers, modules, scaling): {kinds[0]} and {kinds[1]}")
 
 

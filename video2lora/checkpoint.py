@@ -43,9 +43,8 @@ def save_hypernetwork(hypernetwork: Hypernetwork, folder: Path, *, metadata: Map
     config = {"format": FORMAT, "hypernetwork": hypernetwork.config.model_dump(mode="json"), "metadata": dict(metadata)}
     with new_folder(folder, marker=WEIGHTS_FILE) as new:
         write_json(config, new / CONFIG_FILE)  # before the weights, which may be large: metadata that JSON has no word for ends it here
-        save_file(weights, new / WEIGHTS_FILE)
+        save_tensors(weights, new / WEIGHTS_FILE, beside=new / CONFIG_FILE)
         write_json(config | {"weights_sha256": _sha256(new / WEIGHTS_FILE)}, new / CONFIG_FILE)
-        shutil.copymode(new / CONFIG_FILE, new / WEIGHTS_FILE)  # safetensors lets only the owner read
 
 
 def load_hypernetwork(folder: Path) -> Hypernetwork:
@@ -116,6 +115,9 @@ def new_folder(folder: Path, *, marker: str) -> Iterator[Path]:
 
     An older `folder` is replaced if it is empty or holds a file named `marker`; otherwise ValueError, before any work.
     """
+    folder = Path(os.path.abspath(folder))  # which has a name, as `.` and `..` have none
+    if Path.cwd().is_relative_to(folder):
+        raise ValueError(f"{folder} is where this command runs, and is replaced as a whole: run it from outside")
     if folder.exists() and not (folder / marker).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"{folder} exists and has no {marker}: not overwriting what is something else")
     suffix = uuid.uuid4().hex[:12]
@@ -123,6 +125,9 @@ def new_folder(folder: Path, *, marker: str) -> Iterator[Path]:
     new.mkdir(parents=True)
     try:
         yield new
+        for path in (*new.rglob("*"), new):
+            if path.is_dir() or path.is_file():
+                _sync(path)  # or a power failure could leave the name with nothing in it
         if folder.exists():
             os.rename(folder, old)
         os.rename(new, folder)
@@ -132,6 +137,23 @@ def new_folder(folder: Path, *, marker: str) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, *, beside: Path, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file beside one that is there, which says who may read it. Raises OSError, also where safetensors has its own."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(f"{path.name}: {error}") from error
+    shutil.copymode(beside, path)  # safetensors lets only the owner read
 
 
 def write_json(value: Mapping[str, Any], path: Path) -> None:

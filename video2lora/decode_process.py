@@ -78,7 +78,7 @@ class DeadlineDecoder:
             raise ValueError(f"deadline_s: got {deadline_s}, expected > 0")
         self._deadline_s = deadline_s
         self._child: subprocess.Popen[bytes] | None = None
-        self._turn = threading.Lock()
+        self._turn, self._stopped = threading.Lock(), False
 
     @property
     def child_pid(self) -> int | None:
@@ -110,6 +110,8 @@ class DeadlineDecoder:
             try:
                 reply, payload = self._ask(request, path)
             except _DiedError:
+                if self._stopped:
+                    raise
                 try:
                     reply, payload = self._ask(request, path)
                 except _DiedError as error:
@@ -131,6 +133,13 @@ class DeadlineDecoder:
             self._kill()
             raise
 
+    def stop(self) -> None:
+        """Ends the child whatever it does, at once and for good; `close` would wait for it. A `decode` under way or to come raises."""
+        self._stopped = True
+        if (pid := self.child_pid) is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+
     def close(self) -> None:
         """Ends the child. A later `decode` starts a new one."""
         with self._turn:
@@ -144,11 +153,16 @@ class DeadlineDecoder:
 
     def _running_child(self) -> "subprocess.Popen[bytes]":
         """The child, ready for a request. Raises RuntimeError if it does not start."""
+        if self._stopped:
+            raise RuntimeError("the decode process was stopped")
         if self._child is not None and self._child.poll() is None:
             return self._child
         for tries_left in reversed(range(START_TRIES)):
             self._kill()
             self._child = child = _started()
+            if self._stopped:  # meanwhile
+                self._kill()
+                raise RuntimeError("the decode process was stopped")
             try:
                 _read_reply(child, time.monotonic() + START_DEADLINE_S)  # it says that it is there
                 return child

@@ -22,8 +22,8 @@ from video2lora.adapter import PROVENANCE_FILE, Adapter, Dtype, check_made_for, 
 from video2lora.checkpoint import new_folder, read_tensors
 from video2lora.export_card import CARD_FILE, card
 from video2lora.lora import adapted
-from video2lora.peft_folder import WEIGHTS_FILE
-from video2lora.proof import PeftProof, Proofs, VllmProof, add_proof, read_proofs
+from video2lora.peft_folder import CONFIG_FILE, WEIGHTS_FILE
+from video2lora.proof import PROOF_FILE, PeftProof, Proofs, VllmProof, add_proof, read_proofs
 from video2lora.vlm import FrozenVLM, TextBatch
 
 QUESTION = "What happens in the video?"
@@ -48,6 +48,9 @@ def export_peft(
     with new_folder(folder, marker=PROVENANCE_FILE) as new:
         if folder.is_dir():
             shutil.copytree(folder, new, symlinks=True, dirs_exist_ok=True)
+            for name in (CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE, CARD_FILE, PROOF_FILE):
+                if (new / name).is_symlink():  # or what is written here would go to where it leads
+                    (new / name).unlink()
         write_adapter(adapter, new, dtype=dtype)
         proof = prove(new, vlm=vlm, question=question)
         add_proof(new, peft=proof)

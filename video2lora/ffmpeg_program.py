@@ -17,6 +17,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import ffmpeg
@@ -75,9 +76,16 @@ class _FrameList:
         return next((n for n, fields in self.fields.items() if fields.get("media_type") == "video"), None)
 
 
+@cache
 def ffmpeg_program() -> str:
-    """Path of ffmpeg: the one on PATH, else imageio-ffmpeg's."""
-    return shutil.which("ffmpeg") or str(imageio_ffmpeg.get_ffmpeg_exe())
+    """Path of ffmpeg: the one on PATH unless that is older than 5.1, which has no -fps_mode; else imageio-ffmpeg's."""
+    found = shutil.which("ffmpeg")
+    if found is not None:
+        told = subprocess.run([found, "-hide_banner", "-version"], capture_output=True, text=True, errors="replace", check=False).stdout
+        version = re.match(r"ffmpeg version n?(\d+)\.(\d+)", told)
+        if version is None or (int(version[1]), int(version[2])) >= (5, 1):  # one built from a commit names that
+            return found
+    return str(imageio_ffmpeg.get_ffmpeg_exe())
 
 
 def probe(path: str | os.PathLike[str], *, timeout_s: float = PROBE_TIMEOUT_S) -> VideoInfo:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 from video2lora.pixels import fit
 from video2lora.sampling import ClipRequest, Frames, Sampling, plan_frames
@@ -22,7 +22,7 @@ PICTURES_PER_S = 1.0  # where nobody says; what SmolVLM2's own processor samples
 def pictures_in(folder: Path) -> list[Path]:
     """Its pictures, in order. Raises VideoDecodeError (no_frames, unreadable)."""
     try:
-        found = [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()]
+        found = [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file() and path.name[0] != "."]
     except OSError as error:
         raise VideoDecodeError(RejectReason.UNREADABLE, str(error)) from error
     if not found:
@@ -64,9 +64,18 @@ def _picture(path: Path, longest_edge_px: int) -> UInt8[np.ndarray, "height widt
     try:
         with Image.open(path) as image:
             check_frame_size(*image.size)
-            pixels = np.asarray(image.convert("RGB"))
+            pixels = np.asarray(_eight_bits(ImageOps.exif_transpose(image)).convert("RGB"))
     except VideoDecodeError:
         raise
     except Exception as error:  # Pillow raises many kinds for damaged files
         raise VideoDecodeError(RejectReason.DECODE_ERROR, f"{path}: {error}") from error
     return fit(pixels, longest_edge_px)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Pillow cuts greys of 16 bits off at 255 where it converts them. Raises ValueError for numbers of no known range."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are numbers of 32 bits (mode {image.mode}), expected 8 or 16")
+    return image

@@ -6,9 +6,11 @@ same machine, whatever was drawn before.
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+LEAST_TEMPERATURE = 1e-3  # logits over less leave the range of float32
 
 
 class Decoding(BaseModel):
@@ -20,7 +22,14 @@ class Decoding(BaseModel):
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     top_k: int = Field(default=0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @field_validator("temperature")
+    @classmethod
+    def _is_enough_to_divide_by(cls, temperature: float) -> float:
+        if 0 < temperature < LEAST_TEMPERATURE:
+            raise ValueError(f"got {temperature:g}, expected 0, which is greedy, or at least {LEAST_TEMPERATURE:g}")
+        return temperature
 
 
 class Chooser:

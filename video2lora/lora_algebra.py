@@ -9,6 +9,7 @@ d_out x d_in, is never formed: of B and A^T only the small triangular factors of
 `video2lora.lora`'s.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -214,6 +215,14 @@ def _ratio(lost: Tensor, kept: Tensor) -> Tensor:
 def _check_alike(loras: Sequence[Lora]) -> None:
     if not loras:
         raise ValueError("expected at least one adapter, got none")
-    kinds = {(lora.n_layers, lora.scaling, tuple(sorted(lora.lora_a))) for lora in loras}
-    if len(kinds) > 1:
-        raise ValueError(f"adapters differ in (n_layers, scaling, modules): {sorted(kinds)}")
+    kinds = {(lora.n_layers, tuple(sorted(lora.lora_a))) for lora in loras}
+    if len(kinds) > 1 or not all(is_same_scaling(lora, loras[0]) for lora in loras):
+        raise ValueError(
+            "adapters differ in (n_layers, scaling, modules): "
+            f"{sorted({(lora.n_layers, lora.scaling, tuple(sorted(lora.lora_a))) for lora in loras})}"
+        )
+
+
+def is_same_scaling(one: Lora, other: Lora) -> bool:
+    """But for the last digits: on disk it is PEFT's lora_alpha, and divided by the rank again it need not be what it was."""
+    return math.isclose(one.scaling, other.scaling, rel_tol=1e-9)

@@ -7,15 +7,13 @@ the base model; `video2lora.export` proves each export's effect.
 
 import math
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from video2lora.checkpoint import read_json, read_tensors, write_json
+from video2lora.checkpoint import read_json, read_tensors, save_tensors, write_json
 from video2lora.lora_algebra import Lora
 
 CONFIG_FILE = "adapter_config.json"
@@ -52,8 +50,7 @@ def write_peft(lora: Lora, folder: Path, *, layers_path: str, base_model: str) -
             tensors[f"{prefix}.lora_A.weight"] = _own_copy(a[0, layer])
             tensors[f"{prefix}.lora_B.weight"] = _own_copy(b[0, layer])
     write_json(_peft_config(lora, layers_path=layers_path, base_model=base_model), folder / CONFIG_FILE)
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)  # safetensors lets only the owner read
+    save_tensors(tensors, folder / WEIGHTS_FILE, beside=folder / CONFIG_FILE, metadata={"format": "pt"})
 
 
 def read_peft(folder: Path) -> tuple[Lora, str]:

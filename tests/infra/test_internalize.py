@@ -56,7 +56,7 @@ def rejects(folder: Path) -> dict[str, str]:
 
 def made_at(folder: Path) -> dict[str, int]:
     """When each adapter's weights were written, in ns."""
-    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/adapter_model.safetensors")}
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("[!.]*/adapter_model.safetensors")}
 
 
 def assert_adapter_of(folder: Path, clip: Path, using: api.Internalizer, **settings: Any) -> None:
@@ -164,6 +164,66 @@ def test_a_killed_run_leaves_no_half_adapter_and_is_continued(command: Command, 
     assert before.items() <= made_at(out).items()
     assert set(catalogue(out)) == {api.video_id_of(path) for path in many}
     assert sorted(path.name for path in out.glob(".*")) == [".lock"]
+
+
+def test_weights_that_lost_their_end_are_made_anew(command: Command, clips: list[Path], tmp_path: Path) -> None:
+    """Whether the catalogue lists them or not."""
+    out = tmp_path / "adapters"
+    assert command("internalize", *clips[:2], "-o", out).code == 0
+    first, second = (out / api.video_id_of(clip) for clip in clips[:2])
+    for is_listed in (True, False):
+        os.truncate(first / "adapter_model.safetensors", 100)
+        if not is_listed:
+            (out / "catalogue.parquet").unlink()
+        ran = command("internalize", *clips[:2], "-o", out)
+        assert ran.out.startswith("1 made, 1 there already; 2 in "), ran.err
+        api.load_adapter(first)
+    (second / "README.md").write_text("a note")
+    (second / "README.md").unlink()
+    assert command("internalize", *clips[:2], "-o", out).out.startswith("2 there already")
+
+
+def test_a_name_that_is_no_text_costs_nobody_anything(command: Command, clips: list[Path], tmp_path: Path) -> None:
+    odd = os.path.join(os.fsencode(tmp_path), b"odd\xff.mp4")
+    shutil.copy(os.fsencode(clips[0]), odd)
+    out = tmp_path / "adapters"
+    arguments = [b"internalize", odd, os.fsencode(clips[1]), b"-o", os.fsencode(out)]
+    ran = subprocess.run([sys.executable, "-m", "infra.cli", *arguments], capture_output=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert sorted(str(row["uri"]) for row in catalogue(out).values()) == sorted([str(clips[1]), f"{tmp_path}/odd\\xff.mp4"])
+    asked = [sys.executable, "-m", "infra.cli", "ask", os.fsencode(out), b"what\xff?"]
+    ran = subprocess.run(asked, capture_output=True, timeout=300, check=False)
+    assert ran.returncode == 2 and b"not UTF-8" in ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_told_to_end_leaves_its_books_and_no_download(clips: list[Path], tmp_path: Path, number: signal.Signals) -> None:
+    out, temporary = tmp_path / "adapters", tmp_path / "tmp"
+    temporary.mkdir()
+    many = [with_free_box(clips[0], one, tmp_path) for one in range(60)]
+    arguments = [sys.executable, "-m", "infra.cli", "internalize", *map(str, many), "-o", str(out), "--batch-size", "1"]
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    run = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(made_at(out)) < 3 and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    run.send_signal(number)
+    _, said = run.communicate(timeout=120)
+    assert run.returncode == 143 and "error: terminated; what was made is kept" in said, said
+    assert 3 <= len(catalogue(out)) == len(made_at(out)) < 60
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_folder_that_is_stood_in_is_not_replaced(
+    command: Command, clips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in (".", ".."):
+        ran = command("internalize", clips[0], "-o", folder)
+        assert ran.code == 3 and "is where this command runs, and is replaced as a whole: run it from outside" in ran.err
+    assert list((tmp_path / "here").iterdir()) == []
 
 
 def test_a_collection_made_by_something_else_is_left_alone(command: Command, clips: list[Path], tmp_path: Path) -> None:
@@ -312,6 +372,7 @@ def test_a_pattern_is_what_it_matches_in_natural_order(tmp_path: Path) -> None:
     assert found == ["clip9.mp4", "clip10.mp4", "clip[1].mp4", "clip[1].mp4"]
     with pytest.raises(BadInputError, match="no file matches"):
         expand([f"{tmp_path}/*.avi"])
+    assert public_name("s3://bucket/clip #1?.mp4") == "s3://bucket/clip #1?.mp4" and public_name("s3://me:pw@bucket/a") == "s3://bucket/a"
     assert public_name("zip://a.mp4::https://me:pw@host/x.zip?sig=1#top") == "zip://a.mp4::https://host/x.zip"
 
 

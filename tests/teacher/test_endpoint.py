@@ -100,6 +100,27 @@ def test_a_wrong_key_ends_the_run_and_is_not_shown(server: ChatServer) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("prompt", "error", "says"),
+    [
+        ("Stay busy.", EngineDiedError, r"out of reach after 6 tries: too many requests"),
+        ("Be out of credit.", BadInputError, r"the endpoint wants to be paid \(402\): Insufficient credits"),
+        ("Be over quota.", BadInputError, r"gives no more on this account \(429\): You exceeded"),
+        ("Know no such field.", BadInputError, r"takes no such request \(400\): Unsupported parameter: 'max_tokens'"),
+        ("Be a page.", BadInputError, r"is no chat endpoint, but says '<html>Please log in\.</html>'; see VIDEO2LORA_TEACHER_ENDPOINT"),
+    ],
+)
+def test_what_ails_the_endpoint_is_no_prompts_reject(server: ChatServer, prompt: str, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        ask(server, noise_clip("video", [prompt]))
+    assert server.tries[prompt] == (6 if prompt == "Stay busy." else 1)
+
+
+def test_an_endpoint_that_counts_no_tokens_is_taken_at_its_word(server: ChatServer) -> None:
+    assert ask(server, noise_clip("video", ["Count nothing."])) == [[Written("You said: Count nothing.", 0, "stop", 0)]]
+
+
+@pytest.mark.usefixtures("impatient")
 def test_an_endpoint_out_of_reach_is_a_dead_engine(server: ChatServer) -> None:
     server.is_down = True
     with pytest.raises(EngineDiedError, match="out of reach after 6 tries: no capacity"):

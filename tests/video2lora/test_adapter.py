@@ -239,6 +239,26 @@ def test_a_store_keeps_what_the_video_made_and_gives_the_whole_adapter_back(tmp_
     assert without_static(none) is none
 
 
+@pytest.mark.parametrize("r", [6, 10, 16, 24])
+def test_what_pefts_lora_alpha_does_to_the_scaling_hinders_nobody(tmp_path: Path, r: int) -> None:
+    """2 r^1.5 n / n is not 2 r^1.5, to the bit, for many n: what is read is still for the static adapter it was stored without."""
+    generated, static = (random_lora(["down_proj"], r=n, seed=n) for n in (3, r))
+    generated, static = (Lora(one.lora_a, one.lora_b, scaling=2 * r**1.5) for one in (generated, static))
+    ranks = []
+    for n_chunks in range(1, 18):
+        whole = Adapter(lora=concatenate([*[generated] * n_chunks, static]), provenance=PROVENANCE | MADE_BY | {"static_r": r})
+        save_adapter(without_static(whole), tmp_path / "apart")
+        apart = load_adapter(tmp_path / "apart")
+        again = with_static(apart, static, hypernetwork_digest=MADE_BY["hypernetwork_digest"])
+        torch.testing.assert_close(delta(again.lora), delta(whole.lora))
+        assert compose_adapters([again, whole]).lora.r == 6 * n_chunks + r
+        ranks.append(apart.lora.scaling)
+    other = Lora(static.lora_a, static.lora_b, scaling=2 * r**1.5 * 1.001)
+    with pytest.raises(ValueError, match="adapters differ in"):
+        with_static(apart, other, hypernetwork_digest=MADE_BY["hypernetwork_digest"])
+    assert len(set(ranks)) > 1 or r == 16, "the scaling was never another one: this shows nothing"
+
+
 def test_a_composition_is_the_sum_of_its_parts_and_one_static_adapter() -> None:
     parts = [chunk("5f3a", seed=1), chunk("77b0", seed=2), chunk("c4c4", seed=3, n_frames=5)]
     whole = compose_adapters(parts)

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from clips import frame_numbers, regular, write_clip
 
@@ -140,6 +141,29 @@ def test_a_clip_whose_child_is_killed_once_is_decoded_by_the_next(hanging: Path,
         os.kill(idle, signal.SIGKILL)  # while it waits for work: no clip is to blame
         os.waitid(os.P_PID, idle, os.WEXITED | os.WNOWAIT)
         assert len(decoder.decode(hanging, Sampling(), longest_edge_px=384).images) == 12
+
+
+def test_one_that_is_stopped_decodes_no_more_and_is_not_waited_for(hanging: Path) -> None:
+    with DeadlineDecoder(deadline_s=PATIENT_S) as decoder:
+        found: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                decoder.decode(hanging, Sampling(), longest_edge_px=384)
+            except BaseException as error:
+                found.append(error)
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        while decoder.child_pid is None:
+            time.sleep(0.02)
+        pid = decoder.child_pid
+        decoder.stop()
+        worker.join(PATIENT_S / 2)
+        assert not worker.is_alive() and len(found) == 1
+        assert not psutil.pid_exists(pid) and decoder.child_pid is None, "another child was started"
+        with pytest.raises(RuntimeError, match="was stopped"):
+            decoder.decode(hanging, Sampling(), longest_edge_px=384)
 
 
 def test_the_child_ends_with_its_parent_even_while_it_hangs(hanging: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -160,6 +161,22 @@ def test_an_export_keeps_what_is_not_its_own_and_goes_elsewhere_if_told(vlm: Fro
     (tmp_path / "other" / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match="not overwriting"):
         export_peft(folder, vlm=vlm, output=tmp_path / "other")
+
+
+def test_an_export_writes_through_no_link(vlm: FrozenVLM, folder: Path, tmp_path: Path) -> None:
+    """As a hub's cache has them; or a stranger's adapter, whose README leads to a file of the user's."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for path in list(folder.iterdir()):
+        shutil.move(path, elsewhere / path.name)
+        path.symlink_to(elsewhere / path.name)
+    for name in ("README.md", "proof.json"):
+        (elsewhere / name).write_text("the user's")
+        (folder / name).symlink_to(elsewhere / name)
+    before = contents(elsewhere)
+    export_peft(folder, vlm=vlm)
+    assert contents(elsewhere) == before
+    assert set(contents(folder)) == FILES and not any(path.is_symlink() for path in folder.iterdir())
 
 
 def test_a_vlm_in_bfloat16_is_proved_in_fp32(folder: Path) -> None:
