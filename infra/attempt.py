@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from infra import metrics
 from infra.artifacts import REJECT_REASONS, REJECTS, REJECTS_BY_KEY
 from infra.digests import digest, now
-from infra.errors import RowsLostError, StorageError, SupersededError
+from infra.errors import BadInputError, RowsLostError, StorageError, SupersededError
 from infra.log import Entry
 from infra.objects import remove, write_new
 from infra.parquet import to_parquet
@@ -25,6 +25,9 @@ from infra.state import ROWS, File, State, among
 
 if TYPE_CHECKING:
     from infra.storage import Table
+
+BYTES_OF_A_PATH = 56  # of a file in a table; each row has one
+MOST_BYTES = 2**31 - 2**22
 
 Row = dict[str, Any]
 
@@ -37,6 +40,7 @@ class Attempt:
         self._wanted = wanted
         self.began_s = time.monotonic()
         self.left = self._without_outcome()
+        check_size(table.folder, n=state.n_said + len(self.left), n_bytes=state.n_bytes_said + sum(map(len, self.left)))
 
     def writer(self) -> "ShardWriter":
         """What workers write this run's files with."""
@@ -182,6 +186,15 @@ class ShardWriter:
             raise StorageError(f"{self.table.folder}/{path} is there already, and nobody else can have named it")
         reasons = () if kind == ROWS else tuple(rows["reason"].to_pylist())
         return File(path, kind, len(rows), hashlib.sha256(data).hexdigest(), len(data), place, keys, reasons)
+
+
+def check_size(folder: str, *, n: int, n_bytes: int) -> None:
+    """That a table's keys and its files' paths fit where Arrow holds 2 GiB of texts. Raises BadInputError: before anything is made."""
+    if max(n * BYTES_OF_A_PATH, n_bytes) > MOST_BYTES:
+        raise BadInputError(
+            f"{folder}: {n:,} keys, those that were replaced too, of {n_bytes / 1e9:.1f} GB: a set holds about 38 million of 55 characters"
+            " at most. Divide the videos over several data folders"
+        )
 
 
 def reject(stage: str, key: str, reason: str, detail: str = "") -> Row:

@@ -78,6 +78,16 @@ class State:
             self._live = self._last_of_each()
         return self._live
 
+    @property
+    def n_said(self) -> int:
+        """Keys in the log, each as often as something was said of it."""
+        return sum(len(keys) for _, keys in self._events)
+
+    @property
+    def n_bytes_said(self) -> int:
+        """Their texts, in bytes."""
+        return sum(keys.nbytes - 4 * len(keys) for _, keys in self._events)
+
     def paths(self, kind: str) -> list[str]:
         """Files of this kind, by their place, and of one place in the order they were committed."""
         return [file.path for file in sorted(self.files.values(), key=lambda one: one.place) if file.kind == kind]

@@ -25,8 +25,9 @@ from infra.attempt import Attempt, reject
 from infra.config import Recipe, Where, load_recipe, load_where
 from infra.digests import short_hash
 from infra.errors import StageFailedError, StorageError
+from infra.objects import read_json
 from infra.progress import counting, say
-from infra.sets import examples_made, examples_set, frames_set, made_targets
+from infra.sets import examples_made, examples_set, frames_set, hypernetworks_of, made_targets
 from infra.stage import Order, failing, summary
 from infra.state import ROWS
 from infra.storage import Table, read_shard
@@ -134,7 +135,10 @@ def run(recipe: Recipe, where: Where) -> str:
     ordered, lookup, without = _ordered(recipe, where)
     attempt = ordered.begin()
     attempt.write([], [reject(STAGE, key, "no_targets", "the teacher wrote nothing for it") for key in without if key in attempt.left])
-    n_stale = attempt.drop(set(attempt.state.live()["key"].to_pylist()) - set(ordered.wanted))  # training reads whole shards
+    stale = set(attempt.state.live()["key"].to_pylist()) - set(ordered.wanted)
+    for name in _trainings_on(examples) if stale else ():
+        say(f"examples: {name} was begun on what is replaced now: where it still streams, or was to go on, it cannot; `train` begins anew")
+    n_stale = attempt.drop(stale)  # training reads whole shards
     if n_stale:
         say(f"examples: {n_stale} files held examples of other targets or videos, and were written anew without them")
     left = lookup.filter(pc.is_in(EXAMPLES.keys_of(lookup), value_set=pa.array(sorted(attempt.left), pa.string())))
@@ -160,6 +164,13 @@ def _ordered(recipe: Recipe, where: Where) -> tuple[Order, pa.Table, list[str]]:
     examples = examples_set(recipe, targets)
     wanted = sorted([*EXAMPLES.keys_of(lookup).to_pylist(), *without])
     return Order(examples, asked(recipe, where), wanted, examples_made(recipe, targets)), lookup, without
+
+
+def _trainings_on(examples: Table) -> list[str]:
+    """Hypernetworks whose training on this set was begun and has not ended."""
+    begun = [one for one in hypernetworks_of(examples.root) if not one.is_complete()]
+    made = {one.name: read_json(f"{one.folder}/made.json") or {} for one in begun}
+    return [name for name, one in made.items() if (one.get("inputs", {}).get("examples") or {}).get("set") == examples.set]
 
 
 def _write(frames: Table, lookup: pa.Table, attempt: Attempt, *, where: Where, rows_per_shard: int) -> None:

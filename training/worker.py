@@ -291,7 +291,8 @@ class Worker:
                 self.rejected.update(rejected)
             if self.rank == 0:
                 hypernetwork = with_weights(self.student.hypernetwork.config, weights)
-                self.writer.save(hypernetwork, moments, state=self.history.state(), metadata=self.metadata())
+                state = self.history.state() | {"is_held": self.job.is_held}
+                self.writer.save(hypernetwork, moments, state=state, metadata=self.metadata())
 
     def metadata(self) -> dict[str, Any]:
         """What the hypernetwork's config.json says about where it comes from."""

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from infra.attempt import Attempt, reject
-from infra.errors import RowsLostError, SupersededError
+from infra.attempt import Attempt, check_size, reject
+from infra.errors import BadInputError, RowsLostError, SupersededError
 from infra.storage import Table
 
 ASKED = {"videos": "all"}
@@ -255,3 +255,10 @@ def test_any_course_of_runs_ends_as_a_plain_reading_has_it(table: Table, seed: i
         assert holds(table) == {key: text for key, text in said.items() if key in wanted}, f"after step {step}, {what}"
     committed = {path: list(file.keys) for path, file in table.state().files.items()}
     assert committed.items() <= (on_disk(table) | on_disk(table, "rejects")).items()
+
+
+@pytest.mark.parametrize(("n", "n_bytes"), [(10_000_000, 2**31), (39_000_000, 10**9)])
+def test_more_keys_than_arrow_holds_are_refused_before_anything_is_made(n: int, n_bytes: int) -> None:
+    check_size("data/targets/t", n=38_000_000, n_bytes=2 * 10**9)
+    with pytest.raises(BadInputError, match=r"^data/targets/t: .* keys, .* Divide the videos over several data folders"):
+        check_size("data/targets/t", n=n, n_bytes=n_bytes)

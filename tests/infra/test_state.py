@@ -54,6 +54,11 @@ def test_the_last_that_was_said_of_a_key_counts() -> None:
     assert state.version == 5
 
 
+def test_what_was_said_is_counted_also_where_it_counts_no_more() -> None:
+    state = State().take([begin(), commit(file("a", ROWS, "x", "yy")), void("yy"), commit(file("b", ROWS, "yy", "Größe"))])
+    assert (state.n_said, state.n_bytes_said) == (5, 1 + 2 + 2 + 2 + 7)
+
+
 def test_a_file_that_is_removed_says_nothing() -> None:
     state = State().take([begin(), commit(file("a", ROWS, "x", "y")), commit(file("b", ROWS, "x"), remove=("a",))])
     assert live(state) == {"x": ("b", ROWS)}

@@ -8,6 +8,7 @@ import torch
 
 from infra.errors import StorageError
 from tests.servers.child import free_port
+from tests.servers.fault_proxy import Fault, FaultProxy
 from training import checkpoints
 from video2lora.hypernetwork import Hypernetwork, HypernetworkConfig
 
@@ -92,6 +93,7 @@ def test_what_a_thread_could_not_write_is_said_at_the_next_save(tmp_path: Path) 
         writer.save(Hypernetwork(CONFIG), {}, state={"step": 2, "best_step": None}, metadata={})
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_away_is_an_error_of_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infra.s3_requests.PATIENCE_S", 0.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
@@ -102,6 +104,18 @@ def test_a_bucket_that_is_away_is_an_error_of_storage(monkeypatch: pytest.Monkey
     for call in (lambda: save(folder, 5), lambda: checkpoints.latest(folder), lambda: checkpoints.prune(folder, kept=1)):
         with pytest.raises(StorageError, match=f"^{folder}.* cannot be (written|read): .*; run the same command again, it continues"):
             call()
+
+
+@pytest.mark.slow
+def test_a_bucket_that_answers_that_it_is_unwell_is_waited_for(bucket: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than s3fs does by itself, which then makes an error of Python's out of the answer."""
+    monkeypatch.setattr("s3fs.S3FileSystem.cachable", False)
+    proxy.fail(Fault("status", status=503, times=8))
+    save(f"{bucket}/checkpoints", 5)
+    assert proxy.n_left == 0
+    proxy.fail(Fault("status", status=503, times=8))
+    found = checkpoints.latest(f"{bucket}/checkpoints")
+    assert proxy.n_left == 0 and found is not None and found.step == 5
 
 
 def test_a_changed_file_is_refused(folder: str) -> None:

@@ -102,6 +102,21 @@ def test_a_split_is_held_where_it_fits_and_streams_where_not(recipe: Recipe, whe
     assert sorted(shard.address for shard in planned.train.shards) == sorted(examples.shards())
 
 
+def test_a_training_goes_on_in_the_order_that_it_was_begun_in(recipe: Recipe, where: Where) -> None:
+    write_vlm(Path(recipe.vlm.model))
+    examples = train.examples_of(recipe, where)
+    output, history = hypernetwork_output(recipe, examples), History()
+    output.begin(hypernetwork_made(recipe, examples))
+    history.enter(1.0)
+    network, folder = new_hypernetwork(recipe, load_vlm(recipe.vlm.model)), f"{output.folder}/checkpoints"
+    checkpoints.save(network, {}, folder, state=history.state() | {"is_held": False}, metadata={"step": 1})
+    with pytest.raises(
+        BadInputError, match=r"was begun with its examples streamed.* VIDEO2LORA_TRAINING_HELD_BYTES as it was \(1073741824 now"
+    ):
+        train.run(recipe, where)
+    assert checkpoints.latest(folder) is not None and output.is_begun(), "what was done is kept"
+
+
 def test_a_network_is_complete_only_once_it_is_tracked(recipe: Recipe, where: Where, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who is ended on the way there comes back to it."""
     write_vlm(Path(recipe.vlm.model))
