@@ -26,6 +26,10 @@ CHUNK_BYTES = 1 << 16  # what a broken body may lose of what had arrived
 N_PER_PAGE = 1000  # of a listing: the most that S3 gives
 
 
+class OtherObjectError(Exception):
+    """An object is not the one that was asked for some of."""
+
+
 def read_bytes(uri: str) -> bytes | None:
     """The object's content; None if there is none of this name. Raises StorageError, BadInputError for an address that is none."""
     bucket, key = _split(uri)
@@ -44,6 +48,25 @@ def read_bytes(uri: str) -> bytes | None:
         raise StorageError(f"{uri} cannot be read: {error}") from error
     except FileNotFoundError:
         return None
+
+
+def read_part(uri: str, start: int, n_bytes: int, *, size: int) -> bytes:
+    """Some of an object of this size. Raises OtherObjectError where that is not there (or the store gives no parts), StorageError."""
+    bucket, key = _split_object(uri)
+    asked = f"{start}-{start + n_bytes - 1}"
+
+    def request() -> bytes:
+        answer = client().get_object(Bucket=bucket, Key=key, Range=f"bytes={asked}")
+        with closing(answer["Body"]) as body:
+            if answer.get("ContentRange") != f"bytes {asked}/{size}":
+                raise OtherObjectError(uri)
+            data: bytes = body.read()
+        return data
+
+    try:
+        return tried("read", uri, request)
+    except (FileNotFoundError, PermissionError) as error:
+        raise OtherObjectError(uri) from error
 
 
 def write_new(uri: str, data: bytes) -> bool:

@@ -18,7 +18,9 @@ import socket
 import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -30,11 +32,13 @@ from infra.digests import digest, now
 from infra.errors import BadInputError, StorageError
 from infra.log import N_READERS, Log
 from infra.objects import prove_written_once, read_bytes, size_on_disk, write_new
-from infra.parquet import from_parquet, from_parquet_file, to_parquet
+from infra.parquet import from_parquet, from_parquet_file, from_parquet_parts, to_parquet
+from infra.s3 import S3, OtherObjectError, read_part
 from infra.state import REJECTS as OF_REJECTS
 from infra.state import ROWS, File, State, among
 
 KEY = pa.schema([("key", pa.string())])
+WHOLE_BYTES = 1 << 20  # a file in a bucket up to this size is read in one request
 
 
 @dataclass(frozen=True)
@@ -166,12 +170,17 @@ class Table:
     def read_file(self, file: File, columns: Sequence[str] | None = None) -> pa.Table:
         """One file. Raises StorageError if it is gone, not the one that was committed, or from before a column.
 
-        Of some columns on a disk no more is read than they are, so that ids do not cost pictures; then only the size is compared.
+        Of some columns no more is read than they are, so that ids do not cost pictures; then only the size is compared. In a bucket this
+        takes a request each and one for the file's end, so a small file is read whole.
         """
         path, schema = f"{self.folder}/{file.path}", self.spec.schema if file.kind == ROWS else REJECTS.schema
         try:
-            if columns is not None and set(columns) != set(schema.names) and size_on_disk(path) == file.n_bytes:
-                return from_parquet_file(path, columns)
+            if columns is not None and set(columns) != set(schema.names):
+                if size_on_disk(path) == file.n_bytes:
+                    return from_parquet_file(path, columns)
+                if path.startswith(S3) and file.n_bytes > WHOLE_BYTES:
+                    with suppress(OtherObjectError):  # told below
+                        return from_parquet_parts(partial(read_part, path, size=file.n_bytes), file.n_bytes, columns)
             found = self._read_whole(path, file, columns or schema.names)
         except KeyError as error:
             why = f"{path} was written before a column that is read now ({error})"
