@@ -203,8 +203,9 @@ def test_a_run_that_is_told_to_end_leaves_its_books_and_no_download(clips: list[
     temporary.mkdir()
     many = [with_free_box(clips[0], one, tmp_path) for one in range(60)]
     arguments = [sys.executable, "-m", "infra.cli", "internalize", *map(str, many), "-o", str(out), "--batch-size", "1"]
-    environment = os.environ | {"TMPDIR": str(temporary)}
+    environment, before = os.environ | {"TMPDIR": str(temporary)}, signal.signal(number, signal.SIG_DFL)  # under nohup it would be ignored
     run = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    signal.signal(number, before)
     deadline = time.monotonic() + 120
     while len(made_at(out)) < 3 and run.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
