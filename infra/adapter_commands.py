@@ -207,6 +207,10 @@ def import_checkpoint(
         print(importlib.import_module("infra.import_checkpoint").run(str(file), vlm=vlm, revision=revision, output=output))
 
 
+class _ToldToEnd(BaseException):
+    """By a signal: no `except Exception` on the way takes it for its own."""
+
+
 @contextmanager
 def bad_input() -> Iterator[None]:
     """The method's ValueErrors are about what the user gave: one line, exit code 3; what the disk says is one line too.
@@ -217,7 +221,7 @@ def bad_input() -> Iterator[None]:
 
     def take(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, before[signal.Signals(number)])  # the second time it is not waited for
-        raise TerminatedError("terminated; what was made is kept, and the same command continues")
+        raise _ToldToEnd
 
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
@@ -226,10 +230,12 @@ def bad_input() -> Iterator[None]:
         yield
     except ValueError as error:
         raise BadInputError(" ".join(str(error).split())) from error
+    except _ToldToEnd as error:
+        raise TerminatedError("terminated; what was made is kept, and the same command continues") from error
     except BrokenPipeError:  # who read what is printed has gone
         raise
     except OSError as error:
-        raise StorageError(f"{error.filename or 'storage'}: {error.strerror or error}") from error
+        raise StorageError(" ".join(f"{error.filename or 'storage'}: {error.strerror or error}".split())) from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -216,10 +216,10 @@ def _complete(folder: Path, made_by: Mapping[str, Any]) -> Collection:
     for place in sorted(folder.iterdir()):
         if place.name.startswith(".") or not (place / PROVENANCE).is_file():
             continue
-        if place.name in listed and _n_bytes(place) >= listed[place.name]["n_bytes"]:
-            rows[place.name] = listed[place.name]
-            continue
         try:
+            if place.name in listed and _n_bytes(place) >= listed[place.name]["n_bytes"]:
+                rows[place.name] = listed[place.name]
+                continue
             provenance = _provenance(place)
             row = _row(place, listed.get(place.name, {}).get("uri"))
             with safe_open(place / WEIGHTS, framework="numpy"):  # raises where the file is not as long as it says

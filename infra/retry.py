@@ -47,7 +47,8 @@ def run(recipe: Recipe, where: Where, *, reason: str | None = None, stage: str |
 
 
 def tables_of_recipe(recipe: Recipe, root: str) -> dict[str, Table]:
-    """The recipe's table of each stage, where a run has begun it; of several weights of a model's name, the ones begun last."""
+    """The recipe's table of each stage, where a run has begun it; of several weights of a model's name, those that its stage was at
+    last."""
     found = {"frames": sets.frames_set(recipe, root)}
     if targets := _begun_last(sets.begun_targets(recipe, root)):
         found["targets"] = targets
@@ -64,9 +65,7 @@ def _stores_tokens(recipe: Recipe) -> bool:
 
 
 def _begun_last(tables: list[Table]) -> Table | None:
-    begun = [(table.state().begun, table) for table in tables]
-    last = max(((one["at"], table.set, table) for one, table in begun if one is not None), default=None)
-    return None if last is None else last[-1]
+    return next((table for table in reversed(tables) if table.state().begun is not None), None)
 
 
 def n_pending(table: Table) -> int:

@@ -65,7 +65,7 @@ def read_part(uri: str, start: int, n_bytes: int, *, size: int) -> bytes:
 
     try:
         return tried("read", uri, request)
-    except (FileNotFoundError, PermissionError) as error:
+    except (FileNotFoundError, FileExistsError, PermissionError) as error:
         raise OtherObjectError(uri) from error
 
 

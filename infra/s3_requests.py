@@ -134,7 +134,7 @@ def _raise_if_of_the_object(error: Exception) -> None:
         raise (NoBucketError("there is no bucket") if code == "NoSuchBucket" else FileNotFoundError("there is no object")) from error
     if code in NO_NAMES:
         raise FileNotFoundError(f"no object can have this name ({code})") from error
-    if status == 412:
+    if status in (412, 416):  # or one that ends before what was asked for
         raise FileExistsError("another object is there") from error
     if status == 403 and code not in (*REFUSED, *FULL):
         raise PermissionError("access is denied; its objects have to be listed, read, written and removed") from error

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import lru_cache
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -107,8 +108,14 @@ def holds_another(video: Row) -> bool:
     there = _version(video["uri"])
     if isinstance(there, VideoDecodeError) or there.version in video["versions"]:
         return False
-    content = _hash_or_error(video["uri"])
+    content = _content(video["uri"], there.version)
     return not isinstance(content, VideoDecodeError) and not _is_of(content, video)
+
+
+@lru_cache(maxsize=4096)
+def _content(uri: str, _version: str) -> str | VideoDecodeError:
+    """Read once in a process, though many spans are of one file."""
+    return _hash_or_error(uri)
 
 
 def _is_of(content: str, video: Row) -> bool:

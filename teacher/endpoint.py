@@ -21,7 +21,7 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from infra.config import TeacherSettings
-from infra.errors import BadInputError
+from infra.errors import BadInputError, StageFailedError
 from teacher.engine import MAX_DETAIL, Clip, EngineDiedError, EngineOptions, Refused, Spent, Written, one_line, spoken
 from teacher.models import Model
 from video2lora.jpeg import from_jpegs
@@ -125,7 +125,10 @@ class EndpointEngine:
         return result
 
     async def _answered(self, content: Any, form: dict[str, Any] | None = None) -> Written | Refused:
-        """One request, repeated where that may help. Raises EngineDiedError, BadInputError; _SchemaRefusedError where it may be `form`."""
+        """One request, repeated where that may help.
+
+        Raises EngineDiedError, StageFailedError, BadInputError; _SchemaRefusedError where it may be `form`.
+        """
         messages: Any = [{"role": "user", "content": content}]
         extra: Any = {"response_format": form} if form else {}
         error: openai.APIError | None = None
@@ -155,6 +158,11 @@ class EndpointEngine:
         )
         if isinstance(error, openai.APITimeoutError) or of_the_request:
             return Refused("teacher_error", f"no answer in {N_TRIES} tries of {self.options.deadline_s:g} s: {self._clear(error)}")
+        if isinstance(error, openai.RateLimitError):  # whatever it is asked, so no prompt is to blame
+            raise StageFailedError(
+                f"{self.model.section}.model: the endpoint stays busy, {N_TRIES} tries: {self._clear(error)}; what was committed is kept,"
+                " the same command continues; fewer at once: VIDEO2LORA_TEACHER_MAX_NUM_SEQS"
+            )
         raise EngineDiedError(f"the endpoint is out of reach after {N_TRIES} tries: {self._clear(error)}")
 
     def _written(self, answer: Any) -> Written | Refused:

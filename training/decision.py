@@ -44,10 +44,11 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether to go on, and why in a sentence."""
+    """Whether to go on, and why in a sentence; and whether that takes a training, where no challenger is there already."""
 
     goes: bool
     why: str
+    trains: bool = True
 
 
 @dataclass(frozen=True)
@@ -73,24 +74,24 @@ def decide(recipe: Recipe, where: Where, standing: Standing, runs: Runs, *, plan
     """
     if (spent := over_budget(recipe, runs, None, month=month_now())) is not None:
         return Decision(False, spent)
-    decision, trains = worth(recipe, where, standing, n_unread=n_unread)
+    decision = worth(recipe, where, standing, n_unread=n_unread)
     if decision.goes:
-        too_dear = over_budget(recipe, runs, planned["teacher"], month=month_now(), trains=trains)
+        too_dear = over_budget(recipe, runs, planned["teacher"], month=month_now(), trains=decision.trains)
         return decision if too_dear is None else Decision(False, too_dear)
     return decision
 
 
-def worth(recipe: Recipe, where: Where, standing: Standing, *, n_unread: int) -> tuple[Decision, bool]:
-    """Whether there is something new, whatever it costs; and whether that takes a training, where no challenger is there already."""
+def worth(recipe: Recipe, where: Where, standing: Standing, *, n_unread: int) -> Decision:
+    """Whether there is something new, whatever it costs."""
     champion, trains = standing.champion, True
     if champion is None:
-        return Decision(True, f"{vlm_label(recipe.vlm.model)} has no champion yet"), trains
+        return Decision(True, f"{vlm_label(recipe.vlm.model)} has no champion yet")
     order, contents = asked_now(recipe, where)
     first = news(recipe, where, champion.hypernetwork, order, contents, n_unread=n_unread)
     if not first.is_enough(recipe):
         least = recipe.retraining.min_new_videos
         there = f"{_videos(first.n_videos)} since champion {champion.hypernetwork} ({least} asked for)"
-        return Decision(False, f"{there}, and targets and training are still its own"), trains
+        return Decision(False, f"{there}, and targets and training are still its own")
     why = "; ".join([_videos(first.n_videos), *first.changes]) + f" since champion {champion.hypernetwork}"
     for entry in judged_since(standing, history(where.data), vlm_label(recipe.vlm.model)):
         if news(recipe, where, entry["hypernetwork"], order, contents, n_unread=n_unread).is_enough(recipe):
@@ -101,8 +102,8 @@ def worth(recipe: Recipe, where: Where, standing: Standing, *, n_unread: int) ->
             continue
         what = "was kept out" if entry["kind"] == "keep" else "was rolled back from"
         told = f"nothing that was not judged already: {entry['hypernetwork']} {what} ({entry['verdict']['why']})"
-        return Decision(False, told), trains
-    return Decision(True, why), trains
+        return Decision(False, told)
+    return Decision(True, why, trains)
 
 
 def came_of(recipe: Recipe, where: Where, standing: Standing) -> str | None:
@@ -133,10 +134,8 @@ def over_budget(recipe: Recipe, runs: Runs, teacher: Facts | None, *, month: str
     trained = last_training(runs) if trains else 0.0
     if spent + taught + trained <= limit:
         return None
-    return (
-        f"budget: {spent:.2f} of {limit:g} GPU-hours of {month} are spent, and the teacher is expected to take {taught:.2f} and a training"
-        f" {trained:.2f} (as the last one did)"
-    )
+    told = f"budget: {spent:.2f} of {limit:g} GPU-hours of {month} are spent, and the teacher is expected to take {taught:.2f}"
+    return told + (f" and a training {trained:.2f} (as the last one did)" if trains else "")
 
 
 def last_training(runs: Runs) -> float:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from jaxtyping import Float
 from scipy.stats import permutation_test
 
@@ -30,7 +31,8 @@ from infra.outputs import Output
 from infra.promotions import Champion, Standing
 from infra.retraining_config import PromotionSettings
 from infra.seen import Seen, read_seen
-from infra.sets import trained_hypernetwork
+from infra.sets import frames_set, trained_hypernetwork
+from infra.storage import Table
 from training.answer import questions_of
 from training.compare import read_rows
 from training.measures import Marks, claims, difference, marks, sums
@@ -103,7 +105,7 @@ def check_champion(recipe: Recipe, where: Where, champion: Champion | None) -> N
             f"recipe: retraining.start: got champion, and {champion.hypernetwork} does not say what it was trained on: of a challenger that"
             " begins from it nobody could tell whether it has seen the test. Set it to afresh"
         )
-    tested = contents_of(where.data, {row["video_id"] for row in questions_of(recipe, where)})
+    tested = contents_of(where.data, _answered(recipe, where))
     both = sorted(video_id for video_id, content in tested.items() if content in seen.contents)
     if both:
         raise BadInputError(
@@ -111,6 +113,14 @@ def check_champion(recipe: Recipe, where: Where, champion: Champion | None) -> N
             " no challenger can be compared with it: test on others, or make by hand one champion that has not seen them:"
             " `video2lora run`, look at its report, `video2lora promote`"
         )
+
+
+def _answered(recipe: Recipe, where: Where) -> set[str]:
+    """Videos of the split with questions, but for those without frames: nobody answers about them. Raises BadInputError for none."""
+    videos = Table(where.data, "videos").read(["video_id", "split"])
+    of_split = set(videos.filter(pc.equal(videos["split"], recipe.answer.split))["video_id"].to_pylist())
+    rejected = set(frames_set(recipe, where.data).read_rejects()["key"].to_pylist())
+    return {row["video_id"] for row in questions_of(recipe, where)} & (of_split - rejected)
 
 
 def _are_same_weights(one: VLMSettings, other: VLMSettings) -> bool:
@@ -252,6 +262,7 @@ def signs_p(differences: Float[np.ndarray, " n_videos"]) -> float:
         permutation_type="samples",
         vectorized=True,
         n_resamples=N_SIGNS,
+        batch=max(1, 2**18 // len(differences)),  # of memory; all at once is 0.7 MB a video
         alternative="greater",
         rng=0,
     )

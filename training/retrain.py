@@ -171,14 +171,14 @@ def decided(recipe: Recipe, where: Where, seen: Standing, running: Running) -> D
     gone, mine = gone_on(running), running.mine.run
     if gone is not None and all(one["by"] == mine for one in changes(where, vlm_label(recipe.vlm.model), since=gone["n_entries"])):
         teacher = None if is_begun(started(recipe, seen), where) else plan(None, recipe, where)["teacher"]
-        spent = over_budget(recipe, running.runs, teacher, month=month_now())
+        spent = over_budget(recipe, running.runs, teacher, month=month_now(), trains=gone.get("trains", True))
         decision = Decision(spent is None, spent or f"{gone['why']} (decided by attempt {gone['attempt']})")
     else:
         planned = plan(None, recipe, where)
         decision = decide(recipe, where, seen, running.runs, planned=planned)
         if decision.goes:
             challenging(recipe, where, seen)  # or it is refused, and is to be decided anew
-            running.note(about=GONE, why=decision.why, n_entries=seen.n_entries)
+            running.note(about=GONE, why=decision.why, n_entries=seen.n_entries, trains=decision.trains)
             print_tables(planned)
     say(f"retrain: {'going on' if decision.goes else 'skipped'}: {decision.why}")
     return decision

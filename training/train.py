@@ -68,7 +68,7 @@ def run(recipe: Recipe, where: Where, *, profile: int = 0) -> str:
     write_seen(output.folder, examples, start_from=start_of(recipe))
     latest = checkpoints.latest(f"{output.folder}/checkpoints")
     if latest is not None:
-        if latest.state.get("is_held", planned.is_held) != planned.is_held:
+        if latest.state.get("is_held", planned.is_held) != planned.is_held and not _is_done(latest, recipe):
             raise BadInputError(
                 f"train: {output.name} was begun with its examples {'streamed' if planned.is_held else 'held'}, which is another order: set"
                 f" VIDEO2LORA_TRAINING_HELD_BYTES as it was ({where.training_held_bytes} now)"

@@ -116,7 +116,7 @@ def new_folder(folder: Path, *, marker: str) -> Iterator[Path]:
     An older `folder` is replaced if it is empty or holds a file named `marker`; otherwise ValueError, before any work.
     """
     folder = Path(os.path.abspath(folder))  # which has a name, as `.` and `..` have none
-    if Path.cwd().is_relative_to(folder):
+    if folder.exists() and _is_stood_in(folder):
         raise ValueError(f"{folder} is where this command runs, and is replaced as a whole: run it from outside")
     if folder.exists() and not (folder / marker).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"{folder} exists and has no {marker}: not overwriting what is something else")
@@ -126,7 +126,7 @@ def new_folder(folder: Path, *, marker: str) -> Iterator[Path]:
     try:
         yield new
         for path in (*new.rglob("*"), new):
-            if path.is_dir() or path.is_file():
+            if not path.is_symlink() and (path.is_dir() or path.is_file()):
                 _sync(path)  # or a power failure could leave the name with nothing in it
         if folder.exists():
             os.rename(folder, old)
@@ -139,10 +139,20 @@ def new_folder(folder: Path, *, marker: str) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _is_stood_in(folder: Path) -> bool:
+    try:
+        return Path.cwd().is_relative_to(folder)
+    except FileNotFoundError:  # removed under this process
+        return False
+
+
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError:
+        if path.is_file():  # of a folder some file systems refuse it
+            raise
     finally:
         os.close(handle)
 

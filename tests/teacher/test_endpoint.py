@@ -103,7 +103,7 @@ def test_a_wrong_key_ends_the_run_and_is_not_shown(server: ChatServer) -> None:
 @pytest.mark.parametrize(
     ("prompt", "error", "says"),
     [
-        ("Stay busy.", EngineDiedError, r"out of reach after 6 tries: too many requests"),
+        ("Stay busy.", StageFailedError, r"the endpoint stays busy, 6 tries: too many requests; .* VIDEO2LORA_TEACHER_MAX_NUM_SEQS"),
         ("Be out of credit.", BadInputError, r"the endpoint wants to be paid \(402\): Insufficient credits"),
         ("Be over quota.", BadInputError, r"gives no more on this account \(429\): You exceeded"),
         ("Know no such field.", BadInputError, r"takes no such request \(400\): Unsupported parameter: 'max_tokens'"),

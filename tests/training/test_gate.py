@@ -451,7 +451,8 @@ def test_a_champion_of_other_vlm_weights_cannot_be_challenged(where: Where, tmp_
 
 def test_a_challenger_that_nothing_could_let_in_is_not_begun(where: Where) -> None:
     """The champion has seen the test by now; or does not say what it has seen, and the challenger is to begin from it."""
-    fill(Table(where.data, "questions"), [ASKED])
+    fill(Table(where.data, "questions"), [ASKED, ASKED | {"question_id": "q2", "video_id": "v0002"}])  # of a video that is not there
+    fill(Table(where.data, "videos"), [{"video_id": "v0001", "version": "v", "uri": "1.mp4", "split": "test"}])
     champion = a_champion(where, trained_on=("v0001", "v0002")).champion
     assert champion is not None
     with pytest.raises(BadInputError, match=r"champion before: it was trained or validated on 1 of 1 test videos \(v0001\).*by hand"):

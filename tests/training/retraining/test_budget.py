@@ -68,6 +68,12 @@ def test_what_is_only_judged_again_is_not_charged_a_training(
     source.add("test 60", split="test")
     prepare(source, recipe, where)
     assert retrain.dry_run(source.address, budgeted(recipe, 6.0), where, pace=QUICK).startswith("would go on: ")
+    nightly, seen = where.model_copy(update={"run": "nightly"}), promotions.standing(where.data, "toy")
+    for told in ("was kept out", "was kept out (decided by attempt 1)"):
+        with pytest.raises(StageFailedError), held(nightly, "retrain", {}, pace=QUICK) as running:
+            found = retrain.decided(budgeted(recipe, 6.0), where, seen, running)
+            assert found.goes and found.why.endswith(told)
+            raise StageFailedError("a node was lost")
     source.add("train 4")
     prepare(source, recipe, where)
     assert retrain.dry_run(source.address, budgeted(recipe, 6.0), where, pace=QUICK).startswith("would skip: budget: 4.00 of 6")
