@@ -183,6 +183,7 @@ def test_weights_that_lost_their_end_are_made_anew(command: Command, clips: list
     assert command("internalize", *clips[:2], "-o", out).out.startswith("2 there already")
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_text_costs_nobody_anything(command: Command, clips: list[Path], tmp_path: Path) -> None:
     odd = os.path.join(os.fsencode(tmp_path), b"odd\xff.mp4")
     shutil.copy(os.fsencode(clips[0]), odd)
