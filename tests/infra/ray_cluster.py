@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,8 +108,13 @@ class RayCluster:
             time.sleep(0.2)
 
     def n_raylets(self) -> int:
-        """Of the head's own processes and those that its autoscaler started."""
-        return sum(len(named("raylet/raylet", pid=node.pid)) for node in self.nodes)
+        """Of the head's own processes and those that its autoscaler started; one that is about to become a worker, forked by one, is none."""
+        found = [one for node in self.nodes for one in named("raylet/raylet", pid=node.pid)]
+        n, pids = 0, {one.pid for one in found}
+        for one in found:
+            with suppress(psutil.NoSuchProcess):
+                n += one.ppid() not in pids
+        return n
 
     def _autoscaling(self, gcs_port: int) -> Path:
         """Of Ray's autoscaler, whose nodes are processes here: the provider that Ray has for tests."""
