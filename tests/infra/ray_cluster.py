@@ -108,7 +108,7 @@ class RayCluster:
             time.sleep(0.2)
 
     def n_raylets(self) -> int:
-        """Of the head's own processes and those that its autoscaler started; one that is about to become a worker, forked by one, is none."""
+        """Of the head's own processes and those that its autoscaler started; what one forks, to become a worker, is none."""
         found = [one for node in self.nodes for one in named("raylet/raylet", pid=node.pid)]
         n, pids = 0, {one.pid for one in found}
         for one in found:
