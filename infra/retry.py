@@ -47,8 +47,7 @@ def run(recipe: Recipe, where: Where, *, reason: str | None = None, stage: str |
 
 
 def tables_of_recipe(recipe: Recipe, root: str) -> dict[str, Table]:
-    """The recipe's table of each stage, where a run has begun it; of several weights of a model's name, those that its stage was at
-    last."""
+    """The recipe's table of each stage, where a run has begun it; by those weights of a model's name that it was at last."""
     found = {"frames": sets.frames_set(recipe, root)}
     if targets := _begun_last(sets.begun_targets(recipe, root)):
         found["targets"] = targets

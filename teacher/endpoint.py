@@ -31,8 +31,7 @@ FIRST_PAUSE_S = 0.5  # doubled each time: the last try comes 15.5 s after the fi
 MOST_PAUSE_S = 60.0
 N_AT_ONCE = 32
 KEY = "OPENAI_API_KEY"
-SLOW = (408, 409)  # of this request; tried again
-BUSY = (*SLOW, 429)
+BUSY = (408, 409, 429)
 NO_SCHEMA = (400, 415, 422, 501)  # how servers refuse a field that they do not know
 SETUP = {
     401: "refuses the key",
@@ -153,16 +152,13 @@ class EndpointEngine:
                 error = said
             except openai.APIError as said:  # a deadline, a broken connection, an answer that is none
                 error = said
-        of_the_request = (
-            isinstance(error, openai.APIStatusError) and error.status_code in BUSY and not isinstance(error, openai.RateLimitError)
-        )
-        if isinstance(error, openai.APITimeoutError) or of_the_request:
-            return Refused("teacher_error", f"no answer in {N_TRIES} tries of {self.options.deadline_s:g} s: {self._clear(error)}")
         if isinstance(error, openai.RateLimitError):  # whatever it is asked, so no prompt is to blame
             raise StageFailedError(
                 f"{self.model.section}.model: the endpoint stays busy, {N_TRIES} tries: {self._clear(error)}; what was committed is kept,"
                 " the same command continues; fewer at once: VIDEO2LORA_TEACHER_MAX_NUM_SEQS"
             )
+        if isinstance(error, openai.APITimeoutError) or (isinstance(error, openai.APIStatusError) and error.status_code in BUSY):
+            return Refused("teacher_error", f"no answer in {N_TRIES} tries of {self.options.deadline_s:g} s: {self._clear(error)}")
         raise EngineDiedError(f"the endpoint is out of reach after {N_TRIES} tries: {self._clear(error)}")
 
     def _written(self, answer: Any) -> Written | Refused:

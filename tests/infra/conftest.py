@@ -76,3 +76,13 @@ def made_clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def clips(made_clips: list[Path], tmp_path: Path) -> list[Path]:
     """The same in this test's own folder."""
     return [Path(shutil.copy(clip, tmp_path / f"clip{i}.mp4")) for i, clip in enumerate(made_clips)]
+
+
+@pytest.fixture(scope="package")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to make one."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path

@@ -166,14 +166,6 @@ def test_by_hand(root: str, command: Command, monkeypatch: pytest.MonkeyPatch) -
 # MLflow
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow takes seconds to make one."""
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def where(root: str, empty_database: Path) -> Where:
     shutil.copy(empty_database, Path(root, "mlflow.db"))

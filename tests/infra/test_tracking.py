@@ -22,14 +22,6 @@ VIDEOS = {"asked": {}, "rows": "cafe", "n_rows": 3}
 MADE_FROM = {"stage": "train", "inputs": {"examples": {"set": "tiny-1a", "rows": "beef", "asked": {"inputs": {"videos": VIDEOS}}}}}
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow takes seconds to make one."""
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def where(tmp_path: Path, empty_database: Path) -> Where:
     (tmp_path / "data").mkdir()
